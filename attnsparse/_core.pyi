@@ -272,11 +272,11 @@ def first_weights_from_set(
     w_dec: Real,
     b_dec: Real,
     threshold: Real | None,
-    scale: float,
+    scale: npt.NDArray[np.float64],
     threads: int = 0,
 ) -> tuple[np.ndarray, ...]:
-    """The same weights, float64, with rows of w_dec of length 1; at the end log_threshold (F) if there are
-    thresholds."""
+    """The same weights, float64, of a set with w_dec (F,W,E), whose outputs are divided by scale (W); w_dec
+    (F,W E), with rows of length 1; at the end log_threshold (F) if there are thresholds."""
 
 def first_weights_scale(y: Real) -> float:
     """Standard deviation of y (N,E) from the means of its columns."""
@@ -360,8 +360,8 @@ class Model:
         """Forward pass; logits 0 none, 1 last token of each sequence, 2 all.
 
         substitute: transcoders in place of MLPs, new Features of N tokens.
-        functions: Python that sees and changes activations; not with a substitute, and neither are frozen
-        and steering.  stop_at: the layer, from 1, before which the pass ends; 0: none.
+        functions: Python that sees and changes activations; with a substitute there are no neurons, and no
+        steering.  stop_at: the layer, from 1, before which the pass ends; 0: none.
         """
 
     def generate(
@@ -892,44 +892,48 @@ class Trainer:
 
 @final
 class CoderTrainer:
-    """Weights, moments and scratch of one layer's transcoder in training; I inputs, O outputs, F features."""
+    """Weights, moments and scratch of the L layers of transcoders that are trained together: one, or all of a
+    cross-layer transcoder; I inputs, O outputs, F features of a layer."""
 
     step_count: int
-    def __init__(self, n_in: int, n_out: int, n_features: int) -> None:
-        """All weights are zero; `load` them, with rows of w_dec of length 1."""
+    def __init__(self, n_in: int, n_out: int, n_features: npt.NDArray[np.int64]) -> None:
+        """n_features (L). All weights are zero; `load` them, with rows of w_dec of length 1."""
 
     def step(
         self,
         x: Real,
         y: Real,
+        sparsity: npt.NDArray[np.float64],
+        output_scale: npt.NDArray[np.float64],
         *,
         activation: int = 0,
         top_k: int = 1,
-        sparsity: float = 0.0,
         sharpness: float = 1.0,
         bandwidth: float = 1.0,
         dead_after: int = ...,
         aux_k: int = 0,
         aux_weight: float = 0.0,
-        output_scale: float = 1.0,
         lr: float,
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-8,
         clip: float = 0.0,
         threads: int = 0,
-    ) -> dict[str, float]:
-        """One optimiser step on rows x (N,I) and y (N,O); activation 0 relu, 1 jump_relu, 2 topk.
+    ) -> list[dict[str, float]]:
+        """One optimiser step on rows x (L,N,I) and y (L,N,O); activation 0 relu, 1 jump_relu, 2 topk.
 
-        Gives step, loss, error, penalty, aux, l0, grad_norm, n_dead; see asp_transcoder_trainer_step in
-        csrc/asp_graph.h.
+        Gives step, loss, error, penalty, aux, l0, grad_norm, n_dead of each layer; see
+        asp_transcoder_trainer_step in csrc/asp_transcoder.h.
         """
 
-    def array(self, name: str, /) -> np.ndarray:
-        """Read-only view: w_enc (F,I), b_enc, log_threshold (F), w_dec (F,O), b_dec (O), with m/ and v/ in
-        front their moments, with g/ the last gradient; silent (F), int64, steps since a feature was active.
+    def array(self, name: str, layer: int = 0, /) -> np.ndarray:
+        """Read-only view: w_enc (F,I), b_enc, log_threshold (F), w_dec (F,(L-layer) O), b_dec (O), with m/
+        and v/ in front their moments, with g/ the last gradient; silent (F), int64, steps since a feature was
+        active.
         """
 
-    def load(self, name: str, values: np.ndarray, /) -> None: ...
-    def scaled(self, output_scale: float, /) -> tuple[Real, Real, Real, Real, Real]:
+    def load(self, name: str, values: np.ndarray, layer: int = 0, /) -> None: ...
+    def scaled(
+        self, output_scale: npt.NDArray[np.float64], layer: int = 0, /
+    ) -> tuple[Real, Real, Real, Real, Real]:
         """w_enc, b_enc, w_dec, b_dec and threshold in the units of the model."""

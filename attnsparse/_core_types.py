@@ -244,9 +244,25 @@ class Targets(NamedTuple):
     number: np.ndarray  #: int32 [n]: of a feature in its layer; token id of a logit, -1 for a difference
 
 
+class FeatureChanges(NamedTuple):
+    """What is made of active features: an activation a becomes factor a + added. Sorted by (layer, row,
+    feature), each once."""
+
+    layer: np.ndarray  #: int32 [n]
+    row: np.ndarray  #: int32 [n]: position among all tokens
+    feature: np.ndarray  #: int32 [n]
+    factor: np.ndarray  #: real [n]
+    added: np.ndarray  #: real [n]
+    held: Any = None  #: `_core.Features`: complete, of the same tokens
+    held_layers: bytes | None = (
+        None  #: [L]: not 0 where the features, before they are changed, are those of held
+    )
+
+
 class Substitute(NamedTuple):
     """What takes the place of the MLPs of one run."""
 
     features: Any  #: `_core.Features`, new
     source: Any  #: gives the weights of each layer
     errors: np.ndarray | None  #: real [L, N, E]: added to the outputs
+    changes: FeatureChanges | None = None  #: of features

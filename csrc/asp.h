@@ -238,7 +238,8 @@ typedef struct {
     int64_t max_bytes;      /* fail with NO_MEMORY before allocating more than this */
     const asp_hooks *hooks; /* of an experiment, see asp_interventions_hooks; NULL: none */
     const asp_mlp_substitute *substitute; /* NULL: the model's own MLPs; else there is no MLP_PRE and MLP_POST */
-    const asp_visitor *visitors;          /* (n_visitors) read, called in this order; not with a substitute */
+    const asp_visitor
+        *visitors; /* (n_visitors) read, called in this order; with a substitute not at MLP_PRE and POST */
     int n_visitors;
     int64_t stop_at; /* 1..L: the pass ends before this layer; records have so many layers, and there is no final
                       * LayerNorm, no logits and no TOKEN_LOSS.  0: nothing is left out */

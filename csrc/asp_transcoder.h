@@ -68,6 +68,16 @@ asp_array asp_features_error(const asp_features *features);          /* (L,N,E) 
 int64_t asp_features_bytes(const asp_features *features);
 const uint8_t *asp_features_absent(const asp_features *features); /* (L) as asp_transcoder.absent, or NULL */
 
+/* What an experiment makes of active features: an activation a becomes factor a + added, after everything that the
+ * coder's activation function does.  Sorted by (layer, row, feature), each once. */
+typedef struct {
+    int64_t n;
+    const int32_t *layer, *row, *feature; /* (n) read */
+    const asp_real *factor, *added;       /* (n) read */
+    const asp_features *held;             /* read: complete and of as many rows; NULL: no layer is held */
+    const uint8_t *held_layers; /* (L) read: not 0 where features, before they are changed, are those of `held` */
+} asp_feature_changes;
+
 /* State for asp_mlp_substitute.layer = asp_features_substitute, whose `kept` is asp_features_absent: the features are
  * found on the way. */
 typedef struct {
@@ -75,6 +85,7 @@ typedef struct {
     const asp_transcoder_source *source;
     const asp_real *errors; /* (L,N,E) read: added to the outputs; or NULL */
     asp_error *err;
+    const asp_feature_changes *changes; /* read; NULL: none.  Errors: BAD_INDEX, BAD_ARGUMENT for `held` */
 } asp_feature_substitute;
 asp_status asp_features_substitute(void *state, int64_t layer, const asp_real *x, asp_real *out,
                                    const asp_context *context);
@@ -185,12 +196,12 @@ asp_status asp_first_weights_from_text(const asp_first_weights_out *out, int64_t
 
 /* A set that training starts from. */
 typedef struct {
-    int64_t width, n_features;
-    const double *w_enc, *b_enc, *w_dec, *b_dec; /* (F,E), (F), (F,E), (E) read */
+    int64_t width, n_features, n_writes;         /* E, F, W: outputs that its features write to */
+    const double *w_enc, *b_enc, *w_dec, *b_dec; /* (F,E), (F), (F,W,E), (E) read */
     const double *threshold;                     /* (F) read; NULL: it has none */
-    double scale;                                /* as above */
+    const double *scale;                         /* (W) read: what each of these outputs is divided by */
 } asp_first_weights_set;
-/* The same weights with rows of w_dec of length 1.  Errors: BAD_ARGUMENT for the scale, STOPPED. */
+/* The same weights with rows of w_dec, here (F,W,E), of length 1.  Errors: BAD_ARGUMENT for W or a scale, STOPPED. */
 asp_status asp_first_weights_from_set(const asp_first_weights_out *out, const asp_first_weights_set *set,
                                       const asp_context *context, asp_error *err);
 
@@ -207,22 +218,25 @@ asp_status asp_first_weights_threshold(double *threshold, const double *w_enc, c
 
 /* ---- training of a transcoder -------------------------------------------------- */
 
-/* One layer's transcoder: pre = x W_enc^T + b_enc (F), a = activation(pre), output scale (a W_dec + b_dec), rows of
- * W_dec of length 1.  Letters here: I width of x, O width of y, F features. */
+/* The layers that are trained together: one layer of a set, or all L of a cross-layer transcoder.
+ *   a[l] = activation(x[l] W_enc[l]^T + b_enc[l])    output[t] = scale[t] (sum over l <= t of a[l] W_dec[l,t] + b_dec[t])
+ * A row of W_dec[l], its parts for outputs l .. L-1 one after the other, has length 1.  Letters here: L layers trained
+ * together, I width of x, O width of y, F features of a layer. */
 typedef struct {
     asp_transcoder_activation activation;
-    int64_t top_k;   /* in 1..F */
-    double sparsity; /* weight of the penalty */
+    int64_t top_k;          /* in 1..F */
+    const double *sparsity; /* (L) read: weight of the penalty */
     double sharpness;
     double bandwidth;   /* thresholds learn from the pre within half of it (Rajamanoharan et al. 2024) */
     int64_t dead_after; /* a feature that has not been active for this many steps is dead */
-    int64_t aux_k;      /* dead features, those with the largest pre, that explain a row's error */
+    int64_t aux_k;      /* dead features, those of a layer with the largest pre, that explain a row's error */
     double aux_weight;
-    double output_scale; /* y is divided by it */
+    const double *output_scale; /* (L) read: y is divided by it */
     double lr, beta1, beta2, eps, clip;
 } asp_transcoder_step_options;
 
-/* Means over rows; loss = error + sparsity * penalty + aux_weight * aux. */
+/* Means over rows, of one layer: error and aux of its output, the rest of its features.
+ * loss = error + sparsity * penalty + aux_weight * aux; the step lowers the sum over layers. */
 typedef struct {
     double loss, error, penalty, aux, l0, grad_norm;
     int64_t n_dead; /* before the step */
@@ -230,7 +244,8 @@ typedef struct {
 
 typedef struct asp_transcoder_trainer asp_transcoder_trainer;
 
-/* Weights in the order of the block: W_enc (F,I), b_enc (F), W_dec (F,O), b_dec (O), log_threshold (F). */
+/* Weights of a layer in the order of the block: W_enc (F,I), b_enc (F), W_dec (F,(L-layer) O), b_dec (O),
+ * log_threshold (F). */
 enum { ASP_TRANSCODER_N_WEIGHTS = 5 };
 typedef struct {
     const char *name;
@@ -238,24 +253,31 @@ typedef struct {
     int64_t dims[2], size, offset;
 } asp_transcoder_weight;
 
-/* All zero; the caller fills the weights, with rows of W_dec of length 1. */
-asp_status asp_transcoder_trainer_new(asp_transcoder_trainer **coder, int64_t n_in, int64_t n_out, int64_t n_features,
-                                      asp_error *err);
+/* All zero; the caller fills the weights, with rows of W_dec of length 1.
+ *   n_features (L) read
+ * Errors: BAD_ARGUMENT, NO_MEMORY. */
+asp_status asp_transcoder_trainer_new(asp_transcoder_trainer **coder, int64_t n_layers, int64_t n_in, int64_t n_out,
+                                      const int64_t *n_features, asp_error *err);
 void asp_transcoder_trainer_free(asp_transcoder_trainer *coder);
-const asp_transcoder_weight *asp_transcoder_trainer_weights(const asp_transcoder_trainer *coder);
-/* Blocks of weights, Adam's moments and the last step's gradients: which 0, 1, 2, 3. */
-asp_real *asp_transcoder_trainer_block(asp_transcoder_trainer *coder, int which);
-/* The weights in the units of the model: out[i] written as the i-th weight, with a threshold for log_threshold.
- * Activations are as large as what they write, so all but W_dec are multiplied by the scale of outputs. */
-void asp_transcoder_trainer_scaled(const asp_transcoder_trainer *coder, double scale, asp_real *const *out);
-int64_t *asp_transcoder_trainer_silent(asp_transcoder_trainer *coder); /* (F) steps since a feature was active */
+int64_t asp_transcoder_trainer_n_layers(const asp_transcoder_trainer *coder);
+const asp_transcoder_weight *asp_transcoder_trainer_weights(const asp_transcoder_trainer *coder, int64_t layer);
+/* Blocks of a layer's weights, Adam's moments and the last step's gradients: which 0, 1, 2, 3. */
+asp_real *asp_transcoder_trainer_block(asp_transcoder_trainer *coder, int64_t layer, int which);
+/* A layer's weights in the units of the model: out[i] written as the i-th weight, with a threshold for log_threshold.
+ * Rows of W_dec have length 1 here too, so activations are as large as what they write.
+ *   scale (L) read: those of all outputs */
+void asp_transcoder_trainer_scaled(const asp_transcoder_trainer *coder, int64_t layer, const double *scale,
+                                   asp_real *const *out);
+/* (F) steps since a feature of the layer was active */
+int64_t *asp_transcoder_trainer_silent(asp_transcoder_trainer *coder, int64_t layer);
 int64_t *asp_transcoder_trainer_step_count(asp_transcoder_trainer *coder);
-/* One optimiser step on n rows: forward, backward, clipping, AdamW, rows of W_dec back to length 1.
- *   x (n,I) read    y (n,O) read
- * error is sum (output / scale - y / scale)^2 / (n O).  The gradient of W_dec leaves out its part along the row.
- * Errors: DIVERGED before anything is changed; STOPPED, NO_MEMORY, BAD_ARGUMENT likewise. */
+/* One optimiser step of all layers on n rows: forward, backward, clipping of each layer's gradients, AdamW, rows of
+ * W_dec back to length 1.
+ *   x (L,n,I) read    y (L,n,O) read    results (L) written
+ * error of a layer is sum (output / scale - y / scale)^2 / (n O).  The gradient of W_dec leaves out its part along the
+ * row.  Errors: DIVERGED before anything is changed; STOPPED, NO_MEMORY, BAD_ARGUMENT likewise. */
 asp_status asp_transcoder_trainer_step(asp_transcoder_trainer *coder, const asp_real *x, const asp_real *y, int64_t n,
                                        const asp_transcoder_step_options *options, const asp_context *context,
-                                       asp_transcoder_step_result *result, asp_error *err);
+                                       asp_transcoder_step_result *results, asp_error *err);
 
 #endif

@@ -114,7 +114,8 @@ def compute_run(
         steering=changes[1],
         stop_at=stop or 0,
     )
-    changed = any(given is not None for given in (*changes, functions, frozen))
+    features = None if substitute is None else substitute.changes
+    changed = any(each is not None for each in (*changes, functions, frozen, features))
     altered = "interventions" if changed else "replaced MLPs" if substitute is not None else ""
     return Run(model, core, batch, logits, None, altered, stop)
 

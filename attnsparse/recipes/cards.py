@@ -85,8 +85,10 @@ def demo_card(model: Model, found: Measured, settings: Mapping[str, object], his
     )
 
 
-def transcoders_card(name: str, facts: SetFacts, settings: Mapping[str, object], history_every: int) -> str:
-    """The card of a set of transcoders."""
+def transcoders_card(
+    name: str, facts: SetFacts, settings: Mapping[str, object], repeat: str, history_every: int
+) -> str:
+    """The card of a set of transcoders; `repeat`: what makes it again."""
     layers = "\n".join(
         "| {layer} | {n_features} | {l0:.2f} | {explained_variance:.4f} | {dead:.3f} |".format(**row)
         for row in facts["layers"]
@@ -95,8 +97,8 @@ def transcoders_card(name: str, facts: SetFacts, settings: Mapping[str, object],
         "transcoders",
         **{**facts, "layers": layers},
         name=name,
-        seed=settings["seed"],
-        top_k=settings["top_k"],
+        repeat=repeat,
+        active=fill(f"transcoders-{facts['activation'].replace('_', '-')}", **settings),
         settings=listed(settings),
         sequences=facts["text"]["batches"] * facts["text"]["batch"],
         history_every=history_every,

@@ -115,9 +115,9 @@ def _check_entries(
         "output_scale": ((len(layers),), "F64"),
         "history": ((len(layers), step, len(RESULTS)), "F64"),
     }
-    for layer, core in enumerate(layers):
+    for layer, (core, i) in enumerate(layers):
         for name in ARRAYS:
-            array = core.array(name)
+            array = core.array(name, i)
             expected[f"{layer}/{name}"] = (array.shape, CODES[array.dtype.name])
     for name, (shape, dtype) in expected.items():
         if name not in tensors:

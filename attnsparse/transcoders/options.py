@@ -55,6 +55,9 @@ class TranscoderOptions(Options):
         Optimiser steps of the whole run, at least 1. Schedules are laid over this length.
     n_features : int or sequence of int, default 512
         Features F of a layer, at least 1, or one number for each layer.
+    cross_layer : bool, default False
+        Train one cross-layer transcoder, whose features write to their own and all later layers, instead of
+        one transcoder for each layer.
     activation : {"jump_relu", "relu", "topk"}, default "jump_relu"
         Activation of the features.
     seed : int, default 0
@@ -104,6 +107,9 @@ class TranscoderOptions(Options):
 
         mean squared error / variance + sparsity * penalty + aux_weight * auxiliary loss
 
+    and that of a cross-layer transcoder [3]_ is the sum over all layers, whose outputs are reconstructed
+    together: its `l0`, `top_k` and thresholds are those of the features of a layer, its errors those of a
+    layer's output.
     The penalty is the number of active features of "jump_relu", with the straight-through gradient of the
     threshold [1]_, the sum of ``tanh(sharpness * activation)`` of "relu", and 0 for "topk" [2]_. In the
     auxiliary loss, also of [2]_, the `aux_k` strongest dead features of a row explain what the others leave;
@@ -113,9 +119,11 @@ class TranscoderOptions(Options):
     ----------
     .. [1] Rajamanoharan et al., "Jumping Ahead", 2024, arXiv 2407.14435.
     .. [2] Gao et al., "Scaling and evaluating sparse autoencoders", 2024, arXiv 2406.04093.
+    .. [3] Ameisen et al., "Circuit Tracing", 2025, transformer-circuits.pub.
     """
 
     n_features: int | tuple[int, ...] = field(default=512, metadata=checked(_counts))
+    cross_layer: bool = field(default=False, metadata=checked(_check.flag))
     activation: str = field(
         default="jump_relu", metadata=checked(lambda value, name: _check.choice(value, name, ACTIVATIONS))
     )

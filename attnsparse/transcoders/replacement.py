@@ -5,23 +5,19 @@ The arithmetic is the C core's; here it is given the weights that it asks for, o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _check
 from .._engine import core_for
-from ..model.batch import Batch, as_batch
+from ..model.batch import as_batch
 from ..model.model import Model
-from ..model.run import PRESETS, Run
+from ..model.run import Run
 from .arrays import array_error
-from .features import Features
 
 if TYPE_CHECKING:
     from .transcoders import Transcoders
-
-NO_MLP = ("mlp_pre", "mlp_post")
 
 
 def input_record(transcoders: Transcoders) -> str:
@@ -105,28 +101,3 @@ def check_run(transcoders: Transcoders, model: Model, run: Run, prepend_bos: boo
         raise ValueError(
             f"features need a run that recorded {' and '.join(names)}; this one has no {missing[0]}"
         )
-
-
-def recordable(record: str | Sequence[str]) -> list[str]:
-    """The records of a run with replaced MLPs; ValueError for a record that it does not have."""
-    names = _check.names(record, "record")
-    if wrong := [name for name in NO_MLP if name in names]:
-        raise ValueError(f"record: a run with replaced MLPs has no {wrong[0]}")
-    if "all" not in names:
-        return names
-    return [
-        *(name for name in names if name != "all"),
-        *(name for name in PRESETS["all"] if name not in NO_MLP),
-    ]
-
-
-def given_errors(transcoders: Transcoders, model: Model, batch: Batch, errors: Features | None) -> Any:
-    """What is added to the outputs; ValueError for errors of another prompt, model or set."""
-    if errors is None:
-        return None
-    _check.instance(errors, Features, "errors")
-    if errors.transcoders is not transcoders or errors.run.model is not model:
-        raise ValueError("errors must be Features that these transcoders found in this model, got others")
-    if len(batch) != 1 or not np.array_equal(batch.tokens, errors.run.tokens):
-        raise ValueError("errors must be Features of the same one prompt, got those of another")
-    return errors.error

@@ -40,10 +40,15 @@ def first_weights(
     return dict(zip((*NAMES, "chosen"), found))
 
 
-def check_start(start: Transcoders, n_features: tuple[int, ...]) -> None:
+def check_start(start: Transcoders, n_features: tuple[int, ...], cross_layer: bool) -> None:
     """ConfigError (config_value) unless training can continue from `start`."""
-    if start.cross_layer or start.input_hook != "ln2.hook_normalized":
-        text = "training starts from transcoders of one layer each that read ln2.hook_normalized"
+    if start.input_hook != "ln2.hook_normalized":
+        text = (
+            f"training starts from transcoders that read ln2.hook_normalized, these read {start.input_hook}"
+        )
+        raise ConfigError(text, code="config_value", field="start")
+    if start.cross_layer and not cross_layer:
+        text = "start is a cross-layer transcoder: pass cross_layer=True, or transcoders of one layer each"
         raise ConfigError(text, code="config_value", field="start")
     if start.n_features != n_features:
         text = f"start has {start.n_features} features, the options say {n_features}"
@@ -53,13 +58,15 @@ def check_start(start: Transcoders, n_features: tuple[int, ...]) -> None:
 
 
 def weights_of(
-    start: Transcoders, layer: int, scale: float, core: Any, threads: int
+    start: Transcoders, layer: int, scales: np.ndarray, core: Any, threads: int
 ) -> dict[str, np.ndarray]:
-    """The weights of a layer of `start` as `first_weights` gives them; log_threshold if it has thresholds."""
+    """The weights of a layer of `start` as `first_weights` gives them, but w_dec [F, W E]; log_threshold too
+    if it has thresholds.  scales: of the outputs of this and all later layers.
+    """
     encoder = start.source.encoder(layer)
-    rows = start.source.decoder_rows(layer, np.arange(start.n_features[layer]))[:, 0]
+    rows = start.source.decoder_rows(layer, np.arange(start.n_features[layer]))
     bias = start.source.output_bias(layer)
     found = core.first_weights_from_set(
-        encoder.w_enc, encoder.b_enc, rows, bias, encoder.threshold, scale, threads
+        encoder.w_enc, encoder.b_enc, rows, bias, encoder.threshold, scales[: rows.shape[1]], threads
     )
     return dict(zip((*NAMES, "log_threshold"), found))

@@ -56,12 +56,12 @@ def steer(
     if not isinstance(changes, Mapping):
         raise TypeError(f"changes must be a mapping from features to numbers, got {type(changes).__name__}")
     return {
-        _place(self, place): Change(self, how, _check.number(number, f"changes[{place!r:.40}]"))
+        place_of(self, place): Change(self, how, _check.number(number, f"changes[{place!r:.40}]"))
         for place, number in changes.items()
     }
 
 
-def _place(transcoders: Transcoders, place: Any) -> SteeredFeature:
+def place_of(transcoders: Transcoders, place: Any) -> SteeredFeature:
     """A key of `changes`."""
     if not isinstance(place, tuple | list) or len(place) not in (2, 3):
         raise TypeError(

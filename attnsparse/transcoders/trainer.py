@@ -1,9 +1,9 @@
-"""Training of per-layer transcoders: every layer's dictionary learns from the same runs of the model.
+"""Training of transcoders: every layer's dictionary learns from the same runs of the model.
 
 A step runs the model once on a batch of text and takes one optimiser step in each layer, on its rows of
-ln2.hook_normalized (in) and hook_mlp_out (out), with equal weight for every token. Nothing is
-kept between steps but weights, moments and counters, so a run can stop anywhere and continue to the same
-bytes.
+ln2.hook_normalized (in) and hook_mlp_out (out), with equal weight for every token; or one of a cross-layer
+transcoder, on those of all layers together. Nothing is kept between steps but weights, moments and counters,
+so a run can stop anywhere and continue to the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .arrays import ArraySource
 from .checkpoint import RESULTS, WEIGHTS
 from .options import START_L0, TranscoderOptions
 from .start import check_start, first_weights, weights_of
-from .transcoders import Transcoders
+from .transcoders import KINDS, Transcoders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ def train_transcoders(
     progress: bool | None = None,
     **settings: Any,
 ) -> Transcoders:
-    """Train one transcoder for each layer of a model on text, and return the set.
+    """Train one transcoder for each layer of a model on text, or a cross-layer one, and return the set.
 
     Parameters
     ----------
@@ -74,8 +74,8 @@ def train_transcoders(
     checkpoint_every : int, default 500
         Steps, 1 or more.
     start : Transcoders, optional
-        Their weights are the first ones; as many features as `options` says. Default: rows of the text that
-        are far apart.
+        Their weights are the first ones; as many features as `options` says. A cross-layer training may start
+        from transcoders of one layer each. Default: rows of the text that are far apart.
     name : str
         Name of the set.
     threads : int, optional
@@ -88,8 +88,8 @@ def train_transcoders(
     Returns
     -------
     Transcoders
-        They read ln2.hook_normalized. An activation is as large as what it writes: decoder rows have
-        length 1.
+        They read ln2.hook_normalized. An activation is as large as what it writes: decoder rows (of a
+        cross-layer transcoder what a feature writes to all layers, one after the other) have length 1.
 
     Raises
     ------
@@ -101,6 +101,13 @@ def train_transcoders(
         When a loss or gradient is not finite, before that layer is changed.
     KeyboardInterrupt
         On Ctrl-C.
+
+    Notes
+    -----
+    Memory: four numbers for each weight, of which there are `n_features` times 2 E in a layer, E being the
+    model's width, and `n_features` times (W + 1) E in a layer of a cross-layer transcoder, which writes to W
+    layers; and, for each token of a batch and each layer, four numbers and an index for each feature of
+    "relu" and "jump_relu", or for `top_k` features of "topk".
     """
     trainer = TranscoderTrainer(model, data, options, start=start, name=name, threads=threads, **settings)
     every = _check.integer(checkpoint_every, "checkpoint_every", 1)
@@ -169,17 +176,21 @@ class TranscoderTrainer:
         n_features = self.options.features_of(model.config.n_layer)
         if start is not None:
             start.check(model)
-            check_start(start, n_features)
+            check_start(start, n_features, self.options.cross_layer)
         self.start = start  #: the `Transcoders` that it began with, or None
         self._core = core_for(str(model.dtype))
         width = model.config.d_model
-        self._layers = [self._core.CoderTrainer(width, width, n) for n in n_features]
+        together = [n_features] if self.options.cross_layer else [(n,) for n in n_features]
+        self._cores = [self._core.CoderTrainer(width, width, np.array(counts)) for counts in together]
+        bounds = itertools.accumulate(map(len, together), initial=0)
+        self._parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]  # the layers of each core
+        #: core of each layer, and the layer's number in it
+        self._layers = [(core, i) for core, part in zip(self._cores, together) for i in range(len(part))]
         self._turn = OneThread("transcoder training")
-        self._results: list[list[dict[str, Any]]] = [[] for _ in self._layers]
+        self._results: list[list[list[dict[str, Any]]]] = [[] for _ in self._cores]  # by core, step and layer
         self._prices: list[list[float]] = [[1.0] for _ in self._layers]
-        self.output_scale = np.ones(
-            len(self._layers)
-        )  #: float64 [L], standard deviation of each layer's outputs
+        #: float64 [L], standard deviation of each layer's outputs
+        self.output_scale = np.ones(len(self._layers))
         self._start()
 
     # --- the beginning
@@ -188,11 +199,16 @@ class TranscoderTrainer:
         """Scales and first weights, from the first batches."""
         pieces = [self._rows(step) for step in range(START_BATCHES)]
         inputs, outputs = (np.concatenate(arrays, axis=1) for arrays in zip(*pieces))
-        for layer, core in enumerate(self._layers):
-            self.output_scale[layer] = self._core.first_weights_scale(outputs[layer])
+        for layer, rows in enumerate(outputs):
+            self.output_scale[layer] = self._core.first_weights_scale(rows)
+        for layer, (core, i) in enumerate(self._layers):
             weights = self._first_weights(layer, inputs[layer], outputs[layer])
+            beyond = (
+                core.array("w_dec", i).shape[1] - weights["w_dec"].shape[1]
+            )  # to layers not yet written to
+            weights["w_dec"] = np.pad(weights["w_dec"], ((0, 0), (0, beyond)))
             for key in WEIGHTS:
-                core.load(key, np.ascontiguousarray(weights[key], self.model.dtype))
+                core.load(key, np.ascontiguousarray(weights[key], self.model.dtype), i)
 
     def _first_weights(self, layer: int, inputs: np.ndarray, outputs: np.ndarray) -> dict[str, np.ndarray]:
         options, scale = self.options, float(self.output_scale[layer])
@@ -200,7 +216,7 @@ class TranscoderTrainer:
         if self.start is None:
             weights = first_weights(inputs, outputs, scale, n_features, options.seed, layer, self._threads)
         else:
-            weights = weights_of(self.start, layer, scale, self._core, self._threads)
+            weights = weights_of(self.start, layer, self.output_scale[layer:], self._core, self._threads)
         if options.activation != "jump_relu":
             weights["log_threshold"] = np.zeros(n_features)
         elif options.threshold_of(layer) is not None or "log_threshold" not in weights:
@@ -217,7 +233,7 @@ class TranscoderTrainer:
     @property
     def step_count(self) -> int:
         """Steps that all layers have done."""
-        return min(int(layer.step_count) for layer in self._layers)
+        return min(int(core.step_count) for core in self._cores)
 
     @property
     def finished(self) -> bool:
@@ -258,19 +274,23 @@ class TranscoderTrainer:
         step = self.step_count
         inputs, outputs = self._rows(step)
         arguments = self.options.at(step)
-        for layer, core in enumerate(self._layers):
+        for core, part, results in zip(self._cores, self._parts, self._results):
             if core.step_count > step:
                 continue
             call = functools.partial(
                 core.step,
                 threads=self._threads,
-                output_scale=float(self.output_scale[layer]),
-                sparsity=self._price(layer, step),
+                output_scale=self.output_scale[part],
+                sparsity=np.array([self._price(layer, step) for layer in range(part.start, part.stop)]),
                 **arguments,
             )
             # One C call from the engine into the list: Ctrl-C cannot come in between and lose a result.
-            self._results[layer].extend(map(call, (inputs[layer],), (outputs[layer],)))
-        return [dict(results[step]) for results in self._results]
+            results.extend(map(call, *([np.ascontiguousarray(rows[part])] for rows in (inputs, outputs))))
+        return [dict(result) for result in self._results_of(step)]
+
+    def _results_of(self, step: int) -> list[dict[str, Any]]:
+        """The results of a step, layer by layer."""
+        return [result for results in self._results for result in results[step]]
 
     def _price(self, layer: int, step: int) -> float:
         """Weight of the penalty in this layer and step."""
@@ -280,7 +300,7 @@ class TranscoderTrainer:
             factor = prices[-1]
             wanted = options.l0_of(done, len(self._layers))
             if wanted is not None:
-                ratio = self._results[layer][done]["l0"] / wanted[layer]
+                ratio = self._results_of(done)[layer]["l0"] / wanted[layer]
                 change = options.l0_rate * min(max(math.log(max(ratio, 1e-9)), -1.0), 1.0)
                 factor = min(max(factor * math.exp(change), 1 / _MOST_PRICE), _MOST_PRICE)
             prices.append(factor)
@@ -341,12 +361,19 @@ class TranscoderTrainer:
             return self._transcoders()
 
     def _transcoders(self) -> Transcoders:
-        layers = [core.scaled(float(scale)) for core, scale in zip(self._layers, self.output_scale)]
+        parts = zip(self._cores, self._parts)
+        layers = [
+            core.scaled(self.output_scale[part], i)
+            for core, part in parts
+            for i in range(part.stop - part.start)
+        ]
         w_enc, b_enc, w_dec, b_dec, threshold = (list(arrays) for arrays in zip(*layers))
+        w_dec = [rows.reshape(len(rows), -1, self.model.config.d_model) for rows in w_dec]
         jump = self.options.activation == "jump_relu"
         source = ArraySource(w_enc, b_enc, w_dec, b_dec, threshold if jump else None)
         return Transcoders(
             source,
+            kind=KINDS[self.options.cross_layer],
             activation=self.options.activation,
             top_k=self.options.top_k if self.options.activation == "topk" else None,
             name=self.name,
@@ -366,9 +393,9 @@ class TranscoderTrainer:
         import pandas as pd
 
         rows = [
-            [step, layer, *(results[step][key] for key in RESULTS), self._price(layer, step)]
+            [step, layer, *(result[key] for key in RESULTS), self._price(layer, step)]
             for step in range(self.step_count)
-            for layer, results in enumerate(self._results)
+            for layer, result in enumerate(self._results_of(step))
         ]
         table: pd.DataFrame = pd.DataFrame(rows, columns=["step", "layer", *RESULTS, "sparsity"])
         return table
@@ -392,13 +419,15 @@ class TranscoderTrainer:
             self._save(Path(_check.path(path)))
 
     def _save(self, path: Path) -> None:
-        if len({core.step_count for core in self._layers}) > 1:
+        if len({core.step_count for core in self._cores}) > 1:
             self.step()
         tensors: dict[str, np.ndarray] = {"output_scale": self.output_scale}
-        for layer, core in enumerate(self._layers):
-            tensors |= {f"{layer}/{name}": core.array(name) for name in state.ARRAYS}
-        rows = [[[float(r[key]) for key in RESULTS] for r in results] for results in self._results]
-        tensors["history"] = np.array(rows, np.float64).reshape(len(self._layers), -1, len(RESULTS))
+        for layer, (core, i) in enumerate(self._layers):
+            tensors |= {f"{layer}/{name}": core.array(name, i) for name in state.ARRAYS}
+        steps = [self._results_of(step) for step in range(self.step_count)]
+        rows = [[[float(result[key]) for key in RESULTS] for result in step] for step in steps]
+        history = np.array(rows, np.float64).reshape(-1, len(self._layers), len(RESULTS))
+        tensors["history"] = np.ascontiguousarray(history.swapaxes(0, 1))
         write_bundle(path, state.SCHEMA, state.meta(self), tensors)
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -425,22 +454,26 @@ class TranscoderTrainer:
 
     def _restore(self, tensors: Mapping[str, np.ndarray]) -> None:
         history = tensors["history"]
-        for layer, core in enumerate(self._layers):
+        steps = [
+            [{"step": step, **dict(zip(RESULTS, row))} for row in rows]
+            for step, rows in enumerate(history.swapaxes(0, 1).tolist())
+        ]
+        for layer, (core, i) in enumerate(self._layers):
             for name in state.ARRAYS:
-                core.load(name, tensors[f"{layer}/{name}"])
-            core.step_count = history.shape[1]
-            self._results[layer] = [
-                {"step": step, **dict(zip(RESULTS, row))} for step, row in enumerate(history[layer].tolist())
-            ]
-            self._prices[layer] = [1.0]
-            if history.shape[1]:
-                self._price(layer, history.shape[1] - 1)
+                core.load(name, tensors[f"{layer}/{name}"], i)
+        for index, (core, part) in enumerate(zip(self._cores, self._parts)):
+            core.step_count = len(steps)
+            self._results[index] = [results[part] for results in steps]
+        self._prices = [[1.0] for _ in self._layers]
+        for layer in range(len(self._layers)):
+            if steps:
+                self._price(layer, len(steps) - 1)
         self.output_scale = np.array(tensors["output_scale"])
 
     def __repr__(self) -> str:
         text = f"step {self.step_count} of {self.options.steps}"
         if self.step_count:
-            text += ", " + _shown([results[self.step_count - 1] for results in self._results])
+            text += ", " + _shown(self._results_of(self.step_count - 1))
         return f"TranscoderTrainer({self.model.name or 'model'}, {len(self._layers)} layers, {text})"
 
 

@@ -21,17 +21,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
-from .._core_types import Substitute
 from .._display import html_table, progress_bar
 from ..errors import ConfigError, quoted
 from ..model.batch import as_batch
-from ..model.interventions import compile_changes
 from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES, Run, compute_run
+from ..model.run import DEFAULT_MAX_BYTES, Run
 from .arrays import TranscoderWeights, check_array, check_encoder, layers_text, shape_text
 from .evaluation import evaluated, targets_and_weights
 from .features import RECORDED, Features
-from .replacement import CheckedWeights, check_run, given_errors, new_core, recordable
+from .replacement import CheckedWeights, check_run, new_core
+from .replacement_run import replacement_run
 from .steer import steer, steered_weights
 
 if TYPE_CHECKING:
@@ -315,69 +314,7 @@ class Transcoders:
             core.fill(run._core, first, CheckedWeights(self, model, bar), threads)
         return Features(core, run if run._index is not None else run[0], self)
 
-    def replacement_run(
-        self,
-        model: Model,
-        prompts: Any,
-        *,
-        errors: Features | None = None,
-        record: str | Sequence[str] = "attention",
-        logits: str = "all",
-        prepend_bos: bool = False,
-        edge_threshold: float = 0.0,
-        ablate: Any = None,
-        patch: Any = None,
-        max_bytes: int = DEFAULT_MAX_BYTES,
-        threads: int | None = None,
-    ) -> Run:
-        """Run a model with every MLP replaced by these transcoders, which read the replaced activations.
-
-        Layers without a transcoder keep their MLP.
-
-        Parameters
-        ----------
-        model : Model
-            The model of these transcoders.
-        prompts
-            What `Model.run` takes.
-        errors : Features, optional
-            Features of the same one prompt, whose errors are added to the outputs: without ablation the
-            logits are then the model's to rounding.
-        record : str or sequence of str, default "attention"
-            As `Model.run`. There is no mlp_pre and mlp_post; "all" leaves them out.
-        logits, prepend_bos, edge_threshold
-            As `Model.run`.
-        ablate, patch
-            As `Model.run`. Means and counterfactuals are those of the model as it is; an Mlp item takes the
-            place of the replaced output.
-        max_bytes : int
-            Limit of the run's memory, and once more of the features'.
-        threads : int, optional
-            Default: the number set by `set_num_threads`.
-
-        Returns
-        -------
-        Run
-
-        Raises
-        ------
-        ConfigError
-            If these do not fit the model.
-        ValueError
-            For errors of another prompt, model or set, and as `Model.run`.
-        """
-        self.check(model, weights=False)
-        batch, names = as_batch(model, prompts, prepend_bos), recordable(record)
-        given = given_errors(self, model, batch, errors)
-        core = new_core(self, model, len(batch.tokens), _check.byte_limit(max_bytes))
-        substitute = Substitute(core, CheckedWeights(self, model), given)
-        changes = compile_changes(model, batch, ablate, patch)
-        if changes.steering is not None:
-            raise ValueError("features are steered in runs of the model itself, not of replaced MLPs")
-        return compute_run(
-            model, batch, names, logits, edge_threshold, max_bytes, threads, changes, substitute
-        )
-
+    replacement_run = replacement_run
     steer = steer
     _steered_weights = steered_weights
 

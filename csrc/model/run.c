@@ -293,8 +293,9 @@ asp_status asp_run_new(asp_run **out, const asp_model *model, const int32_t *tok
     if (status) return status;
     if (options->substitute && options->records & ((uint64_t)1 << ASP_MLP_PRE | (uint64_t)1 << ASP_MLP_POST))
         return asp_fail(err, ASP_BAD_ARGUMENT, "a run with replaced MLPs has no mlp_pre and mlp_post");
-    if (options->substitute && options->n_visitors)
-        return asp_fail(err, ASP_BAD_ARGUMENT, "a run with replaced MLPs shows nothing to visitors");
+    const uint32_t seen = asp_visit_places(options->visitors, options->n_visitors, model->config.n_layer);
+    if (options->substitute && seen & (asp_visit_bit(ASP_AT_MLP_PRE) | asp_visit_bit(ASP_AT_MLP_POST)))
+        return asp_fail(err, ASP_BAD_ARGUMENT, "a run with replaced MLPs has no neurons to show to visitors");
     if (options->stop_at < 0 || options->stop_at > model->config.n_layer)
         return asp_fail(err, ASP_BAD_ARGUMENT, "a run stops before a layer 1..%lld, got %lld",
                         (long long)model->config.n_layer, (long long)options->stop_at);

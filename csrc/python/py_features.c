@@ -264,8 +264,10 @@ PyType_Spec asp_py_features_spec = {ASP_MODULE ".Features", sizeof(py_features),
 /* ---- in place of the MLPs ------------------------------------------------------------------------ */
 
 struct py_substitute {
-    py_features *features;
-    PyObject *errors;
+    py_features *features, *held_features;
+    PyObject *errors, *held_layers;
+    py_held held;
+    asp_feature_changes changes;
     py_source source;
     asp_transcoder_source coder_source;
     asp_feature_substitute state;
@@ -286,6 +288,60 @@ static int read_errors(py_substitute *s, PyObject *errors, const asp_config *con
     return 0;
 }
 
+/* The five lists, as long as each other. */
+static int read_change_lists(py_substitute *s, PyObject **fields) {
+    asp_feature_changes *c = &s->changes;
+    int64_t n[5];
+    if (!(c->layer = asp_py_arrays_hold(&s->held, fields[0], ASP_PY_INT32, 1, "layer", &n[0])) ||
+        !(c->row = asp_py_arrays_hold(&s->held, fields[1], ASP_PY_INT32, 1, "row", &n[1])) ||
+        !(c->feature = asp_py_arrays_hold(&s->held, fields[2], ASP_PY_INT32, 1, "feature", &n[2])) ||
+        !(c->factor = asp_py_arrays_hold(&s->held, fields[3], ASP_PY_REAL, 1, "factor", &n[3])) ||
+        !(c->added = asp_py_arrays_hold(&s->held, fields[4], ASP_PY_REAL, 1, "added", &n[4])))
+        return 0;
+    c->n = n[0];
+    for (int i = 1; i < 5; i++)
+        if (n[i] != n[0]) {
+            PyErr_SetString(PyExc_ValueError, "the lists of changes of features must be equally long");
+            return 0;
+        }
+    return 1;
+}
+
+/* Features that are complete, and which layers are held at them. */
+static int read_held_features(py_substitute *s, py_model *model, PyObject *features, PyObject *layers) {
+    const int64_t n_layer = asp_model_config(model->model)->n_layer;
+    if (features == Py_None) return 1;
+    if (!Py_IS_TYPE(features, asp_py_module_state(Py_TYPE((PyObject *)model))->features_type)) {
+        PyErr_Format(PyExc_TypeError, "held must be Features, got %.80s", Py_TYPE(features)->tp_name);
+        return 0;
+    }
+    if (((py_features *)features)->model != model ||
+        atomic_load(&((py_features *)features)->stage) != ASP_PY_FEATURES_COMPLETE) {
+        PyErr_SetString(PyExc_ValueError, "held must be complete Features of the same model");
+        return 0;
+    }
+    if (!PyBytes_Check(layers) || PyBytes_GET_SIZE(layers) != n_layer) {
+        PyErr_Format(PyExc_ValueError, "held_layers must be %lld bytes, one for each layer", (long long)n_layer);
+        return 0;
+    }
+    s->held_features = (py_features *)Py_NewRef(features);
+    s->held_layers = Py_NewRef(layers);
+    s->changes.held = s->held_features->features;
+    s->changes.held_layers = (const uint8_t *)PyBytes_AS_STRING(layers);
+    return 1;
+}
+
+static int read_changes(py_substitute *s, py_model *model, PyObject *changes) {
+    static const char *const names[] = {"layer", "row", "feature", "factor", "added", "held", "held_layers"};
+    PyObject *fields[7];
+    if (changes == Py_None) return 1;
+    if (!asp_py_module_fields(changes, "FeatureChanges", names, 7, fields)) return 0;
+    const int good = read_change_lists(s, fields) && read_held_features(s, model, fields[5], fields[6]);
+    asp_py_module_forget(fields, 7);
+    if (good) s->state.changes = &s->changes;
+    return good;
+}
+
 static py_substitute *new_substitute(PyObject **fields, py_model *model, int64_t n_tokens) {
     PyObject *features = fields[0], *source = fields[1], *errors = fields[2];
     if (!Py_IS_TYPE(features, asp_py_module_state(Py_TYPE((PyObject *)model))->features_type)) {
@@ -303,7 +359,8 @@ static py_substitute *new_substitute(PyObject **fields, py_model *model, int64_t
     }
     const asp_config *config = asp_model_config(model->model);
     s->source = (py_source){.object = Py_NewRef(source), .config = config};
-    if (read_errors(s, errors, config, n_tokens) && fill_begin((py_features *)features)) {
+    if (read_errors(s, errors, config, n_tokens) && read_changes(s, model, fields[3]) &&
+        fill_begin((py_features *)features)) {
         s->features = (py_features *)Py_NewRef(features);
         return s;
     }
@@ -312,11 +369,11 @@ static py_substitute *new_substitute(PyObject **fields, py_model *model, int64_t
 }
 
 py_substitute *asp_py_features_substitute_new(PyObject *object, py_model *model, int64_t n_tokens) {
-    static const char *const names[] = {"features", "source", "errors"};
-    PyObject *fields[3];
-    if (!asp_py_module_fields(object, "Substitute", names, 3, fields)) return NULL;
+    static const char *const names[] = {"features", "source", "errors", "changes"};
+    PyObject *fields[4];
+    if (!asp_py_module_fields(object, "Substitute", names, 4, fields)) return NULL;
     py_substitute *s = new_substitute(fields, model, n_tokens);
-    asp_py_module_forget(fields, 3);
+    asp_py_module_forget(fields, 4);
     return s;
 }
 
@@ -337,6 +394,9 @@ void asp_py_features_substitute_free(py_substitute *s, asp_status status) {
     drop_source(&s->source);
     Py_XDECREF(s->source.object);
     Py_XDECREF(s->errors);
+    Py_XDECREF(s->held_layers);
+    asp_py_arrays_let_go(&s->held);
+    Py_XDECREF((PyObject *)s->held_features);
     Py_XDECREF((PyObject *)s->features);
     PyMem_Free(s);
 }

@@ -249,27 +249,35 @@ static asp_status complete(asp_features *f, asp_error *err) {
     return ASP_OK;
 }
 
-asp_status asp_features_layer(asp_features *f, const asp_transcoder_source *source, const asp_real *x,
-                              const asp_context *context, asp_error *err) {
-    ASP_ENVIRONMENT;
-    const asp_context own = asp_context_of(context, err);
-    context = &own;
+/* As asp_features_layer, with changes or NULL. */
+static asp_status find_layer(asp_features *f, const asp_transcoder_source *source, const asp_real *x,
+                             const asp_feature_changes *changes, const asp_context *context, asp_error *err) {
     const int64_t layer = f->n_layers;
     if (layer >= f->config.n_layer) return asp_fail(err, ASP_BAD_STATE, "these features are complete");
+    const int held = changes && changes->held && changes->held_layers[layer];
     asp_encoder encoder = {0};
     asp_transcoder_output output = {0};
     asp_encoding w = {.f = f, .context = context, .err = err, .layer = layer, .encoder = &encoder, .x = x};
     asp_status status = source->output(source->state, layer, &output);
     if (!status) status = source->encoder(source->state, layer, &encoder);
     if (!status) status = asp_encode_open(&w, output.skip != NULL);
-    if (!status) status = asp_encode_layer(&w);
-    if (!status) status = keep_layer(&w);
+    if (!status && held) status = asp_feature_changes_hold(f, layer, changes->held, err);
+    else if (!status) status = asp_encode_layer(&w);
+    if (!status && !held) status = keep_layer(&w);
+    if (!status && changes) status = asp_feature_changes_apply(f, layer, encoder.n_features, changes, err);
     if (!status) status = write_layer(&w, source, &output);
     asp_encode_close(&w);
     if (status) return status;
     f->n_layers++;
     pass_absent(f);
     return f->n_layers == f->config.n_layer ? complete(f, err) : ASP_OK;
+}
+
+asp_status asp_features_layer(asp_features *f, const asp_transcoder_source *source, const asp_real *x,
+                              const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    return find_layer(f, source, x, NULL, &own, err);
 }
 
 asp_status asp_features_of_run(asp_features *f, const asp_run *run, int64_t first, const asp_transcoder_source *source,
@@ -308,7 +316,10 @@ asp_status asp_features_substitute(void *state, int64_t layer, const asp_real *x
     const asp_feature_substitute *s = state;
     const asp_features *f = s->features;
     const int64_t n = f->n_tokens * f->config.d_model;
-    const asp_status status = asp_features_layer(s->features, s->source, x, context, s->err);
+    const asp_features *held = s->changes ? s->changes->held : NULL;
+    if (held && (!held->list.start || held->n_tokens != f->n_tokens || held->config.n_layer != f->config.n_layer))
+        return asp_fail(s->err, ASP_BAD_ARGUMENT, "held features must be complete and of as many layers and tokens");
+    const asp_status status = find_layer(s->features, s->source, x, s->changes, context, s->err);
     if (status) return status;
     memcpy(out, f->reconstruction + layer * n, (size_t)n * sizeof *out);
     for (int64_t i = 0; s->errors && i < n; i++) out[i] += s->errors[layer * n + i];

@@ -231,13 +231,14 @@ static void set_item(void *arg, int64_t i, int thread) {
     (void)thread;
     const set_job *job = arg;
     const asp_first_weights_set *set = job->set;
-    const int64_t e = set->width;
-    const double length = fmax(length_of(set->w_dec + i * e, e), TINY);
-    const double factor = length / set->scale; /* what moves from the decoder's row to the activation */
-    for (int64_t j = 0; j < e; j++) {
-        job->out->w_enc[i * e + j] = set->w_enc[i * e + j] * factor;
-        job->out->w_dec[i * e + j] = set->w_dec[i * e + j] / length;
-    }
+    const int64_t e = set->width, written = set->n_writes * e;
+    const double *row = set->w_dec + i * written;
+    double squares = 0;
+    for (int64_t t = 0; t < set->n_writes; t++)
+        squares += asp_sum_squares(row + t * e, e) / (set->scale[t] * set->scale[t]);
+    const double factor = fmax(sqrt(squares), TINY / set->scale[0]); /* what moves to the activation */
+    for (int64_t j = 0; j < e; j++) job->out->w_enc[i * e + j] = set->w_enc[i * e + j] * factor;
+    for (int64_t j = 0; j < written; j++) job->out->w_dec[i * written + j] = row[j] / set->scale[j / e] / factor;
     job->out->b_enc[i] = set->b_enc[i] * factor;
     if (set->threshold) job->out->log_threshold[i] = log(fmax(set->threshold[i] * factor, 1e-9));
 }
@@ -245,9 +246,12 @@ static void set_item(void *arg, int64_t i, int thread) {
 asp_status asp_first_weights_from_set(const asp_first_weights_out *out, const asp_first_weights_set *set,
                                       const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
-    if (!(set->scale > 0)) return asp_fail(err, ASP_BAD_ARGUMENT, "scale must be above 0, got %g", set->scale);
+    if (set->n_writes < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "features must write to one layer or more");
+    for (int64_t t = 0; t < set->n_writes; t++)
+        if (!(set->scale[t] > 0))
+            return asp_fail(err, ASP_BAD_ARGUMENT, "scale must be above 0, got %g", set->scale[t]);
     set_job job = {out, set};
-    for (int64_t j = 0; j < set->width; j++) out->b_dec[j] = set->b_dec[j] / set->scale;
+    for (int64_t j = 0; j < set->width; j++) out->b_dec[j] = set->b_dec[j] / set->scale[0];
     return asp_parallel_for(context, set->n_features, set_item, &job);
 }
 

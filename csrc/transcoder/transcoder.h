@@ -37,6 +37,16 @@ struct asp_features {
 void *asp_features_take(asp_features *features, int64_t n, int64_t size, const char *what, asp_error *err);
 void asp_features_give_back(asp_features *features, void *block, int64_t n, int64_t size);
 
+/* ---- feature_changes.c --------------------------------------------------------- */
+
+/* The layer's features, before there are any, as those of `held`, which is complete and of as many rows. */
+asp_status asp_feature_changes_hold(asp_features *features, int64_t layer, const asp_features *held, asp_error *err);
+/* Those changes that are of the layer, which has n_features.  Errors: BAD_INDEX, NO_MEMORY. */
+asp_status asp_feature_changes_apply(asp_features *features, int64_t layer, int64_t n_features,
+                                     const asp_feature_changes *changes, asp_error *err);
+
+/* ---- encode.c ------------------------------------------------------------------- */
+
 /* One layer at work.  Scratch is of one block of rows and of columns. */
 typedef struct {
     asp_features *f;

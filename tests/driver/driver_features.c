@@ -146,7 +146,8 @@ asp_status use_first_weights(const fixture *f, const asp_context *context, uint6
         status = asp_first_weights_from_text(&out, chosen, &n_chosen, &text, context, err);
         if (!status)
             status = asp_first_weights_threshold(&threshold, first.w_enc, first.b_enc, F, x, n, E, 2, context, err);
-        const asp_first_weights_set set = {E, F, first.w_enc, first.b_enc, first.w_dec, first.b_dec, draws, 0.5};
+        const double scales[] = {0.5};
+        const asp_first_weights_set set = {E, F, 1, first.w_enc, first.b_enc, first.w_dec, first.b_dec, draws, scales};
         if (!status) status = asp_first_weights_from_set(&again, &set, context, err);
         if (status) return status;
         if (n_chosen < 1 || n_chosen > F || (n < F && n_chosen > n) || !(threshold >= 1e-3)) return ASP_BAD_STATE;

@@ -80,6 +80,52 @@ asp_status use_features(const fixture *f, const asp_context *context, uint64_t *
     return ASP_OK;
 }
 
+/* New features and the run in which they are found, both freed by the caller. */
+static asp_status replace_mlps(const fixture *f, coder_arrays *arrays, const asp_feature_changes *changes,
+                               asp_features **features, asp_run **run, const asp_context *context, asp_error *err) {
+    const asp_transcoder_source source = source_of(arrays, ASP_TRANSCODER_JUMP_RELU, 1);
+    asp_status status = asp_features_new(features, f->gated, N, &arrays->coder, INT64_MAX, err);
+    asp_feature_substitute state = {*features, &source, NULL, err, changes};
+    const asp_mlp_substitute substitute = {0, NULL, asp_features_substitute, &state};
+    const asp_run_options options = {.records = 1 << ASP_MLP_OUT,
+                                     .logits = ASP_LOGITS_ALL,
+                                     .max_bytes = INT64_MAX,
+                                     .substitute = &substitute};
+    if (!status) status = asp_run_new(run, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
+    return status;
+}
+
+/* Features that are changed on the way, with those of a layer held; and changes of what is not there. */
+static asp_status use_feature_changes(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    static const int32_t layers[] = {0, 0, L - 1}, rows[] = {0, 2, 1}, numbers[] = {1, 0, F - 1}, wrong[] = {1, F, 0};
+    static const asp_real factor[] = {0, 1, 2}, added[] = {2, (asp_real)0.5, 0};
+    static const uint8_t held_layers[L] = {1};
+    coder_arrays arrays = {0};
+    asp_features *plain = NULL, *empty = NULL;
+    asp_run *run = NULL;
+    asp_status status = replace_mlps(f, &arrays, NULL, &plain, &run, context, err);
+    asp_run_free(run);
+    if (!status) status = asp_features_new(&empty, f->gated, N, &arrays.coder, INT64_MAX, err);
+    const asp_feature_changes given[] = {{3, layers, rows, numbers, factor, added, plain, held_layers},
+                                         {3, layers, rows, wrong, factor, added, NULL, NULL},
+                                         {0, layers, rows, numbers, factor, added, empty, held_layers}};
+    static const asp_status expected[] = {ASP_OK, ASP_BAD_INDEX, ASP_BAD_ARGUMENT};
+    for (int i = 0; !status && i < 3; i++) {
+        asp_features *features = NULL;
+        run = NULL;
+        status = replace_mlps(f, &arrays, &given[i], &features, &run, context, err);
+        if (!status && i == 0) add_run(digest, run);
+        if (!status && i == 0) add_features(digest, features);
+        asp_run_free(run);
+        asp_features_free(features);
+        if (status == expected[i]) status = ASP_OK;
+        else if (!status) status = ASP_BAD_STATE;
+    }
+    asp_features_free(plain);
+    asp_features_free(empty);
+    return status;
+}
+
 /* The MLPs replaced in a pass; and passes that end where the source fails. */
 asp_status use_replacement(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     const uint8_t absent[L] = {1}; /* of the last pass, whose source does not fail */
@@ -90,7 +136,7 @@ asp_status use_replacement(const fixture *f, const asp_context *context, uint64_
         asp_run *run = NULL;
         if (fail_at == 5) arrays.coder.absent = absent;
         asp_status status = asp_features_new(&features, f->gated, N, &arrays.coder, INT64_MAX, err);
-        asp_feature_substitute state = {features, &source, NULL, err};
+        asp_feature_substitute state = {features, &source, NULL, err, NULL};
         const asp_mlp_substitute substitute = {0, arrays.coder.absent, asp_features_substitute, &state};
         const asp_run_options options = {.records = 1 << ASP_MLP_OUT,
                                          .logits = ASP_LOGITS_ALL,
@@ -105,7 +151,7 @@ asp_status use_replacement(const fixture *f, const asp_context *context, uint64_
         if (status) return status;
         if (fail_at % 5) return ASP_BAD_STATE; /* the source failed, the run did not */
     }
-    return ASP_OK;
+    return use_feature_changes(f, context, digest, err);
 }
 
 /* ---- graphs ------------------------------------------------------------------------------------ */
@@ -247,44 +293,58 @@ asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_
     return ASP_OK;
 }
 
+/* Three steps of the layers together, from weights that are written here. */
+static asp_status use_coders(const asp_transcoder_step_options *options, int64_t n_layers, const asp_context *context,
+                             uint64_t *digest, asp_error *err) {
+    const int64_t counts[] = {F, F - 1};
+    asp_real x[2 * T * E], y[2 * T * E], w_enc[F * E], b_enc[F], w_dec[2 * F * E], b_dec[E], threshold[F];
+    asp_real *const out[] = {w_enc, b_enc, w_dec, b_dec, threshold};
+    asp_transcoder_trainer *coder = NULL;
+    asp_transcoder_step_result results[2] = {0};
+    fill(x, n_layers * T * E, 1, 71);
+    fill(y, n_layers * T * E, 1, 72);
+    asp_status status = asp_transcoder_trainer_new(&coder, n_layers, E, E, counts, err);
+    for (int64_t l = 0; !status && l < n_layers; l++)
+        for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {
+            const asp_transcoder_weight *w = asp_transcoder_trainer_weights(coder, l) + i;
+            fill(asp_transcoder_trainer_block(coder, l, 0) + w->offset, w->size, 0.2, (uint64_t)(i + 5 * l) + 73);
+        }
+    for (int step = 0; !status && step < 3; step++)
+        status = asp_transcoder_trainer_step(coder, x, y, T, options, context, results, err);
+    for (int64_t l = 0; !status && l < n_layers; l++) {
+        for (int which = 0; which < 4; which++)
+            for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {
+                const asp_transcoder_weight *w = asp_transcoder_trainer_weights(coder, l) + i;
+                add_reals(digest, asp_transcoder_trainer_block(coder, l, which) + w->offset, w->size);
+            }
+        asp_transcoder_trainer_scaled(coder, l, options->output_scale, out);
+        add_reals(digest, w_dec, counts[l] * (n_layers - l) * E);
+        add_bytes(digest, &results[l].loss, sizeof results[l].loss);
+    }
+    asp_transcoder_trainer_free(coder);
+    return status;
+}
+
 asp_status use_coder_training(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     (void)f;
-    asp_real x[T * E], y[T * E];
-    fill(x, T * E, 1, 71);
-    fill(y, T * E, 1, 72);
-    for (int kind = 0; kind < 3; kind++) {
-        asp_transcoder_trainer *coder = NULL;
-        asp_transcoder_step_result result = {0};
-        const asp_transcoder_step_options options = {.activation = (asp_transcoder_activation)kind,
+    static const double sparsity[] = {0.05, 0.1}, output_scale[] = {2, 0.5};
+    asp_status status = ASP_OK;
+    for (int kind = 0; !status && kind < 6; kind++) {
+        const asp_transcoder_step_options options = {.activation = (asp_transcoder_activation)(kind % 3),
                                                      .top_k = 3,
-                                                     .sparsity = 0.05,
+                                                     .sparsity = sparsity,
                                                      .sharpness = 2,
                                                      .bandwidth = 0.5,
                                                      .dead_after = 1,
                                                      .aux_k = 4,
                                                      .aux_weight = 0.25,
-                                                     .output_scale = 2,
+                                                     .output_scale = output_scale,
                                                      .lr = 1e-2,
                                                      .beta1 = 0.9,
                                                      .beta2 = 0.99,
                                                      .eps = 1e-8,
                                                      .clip = 1};
-        asp_status status = asp_transcoder_trainer_new(&coder, E, E, F, err);
-        if (!status)
-            for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {
-                const asp_transcoder_weight *w = asp_transcoder_trainer_weights(coder) + i;
-                fill(asp_transcoder_trainer_block(coder, 0) + w->offset, w->size, 0.2, (uint64_t)i + 73);
-            }
-        for (int step = 0; !status && step < 3; step++)
-            status = asp_transcoder_trainer_step(coder, x, y, T, &options, context, &result, err);
-        for (int which = 0; !status && which < 4; which++)
-            for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {
-                const asp_transcoder_weight *w = asp_transcoder_trainer_weights(coder) + i;
-                add_reals(digest, asp_transcoder_trainer_block(coder, which) + w->offset, w->size);
-            }
-        add_bytes(digest, &result.loss, sizeof result.loss);
-        asp_transcoder_trainer_free(coder);
-        if (status) return status;
+        status = use_coders(&options, kind < 3 ? 1 : 2, context, digest, err);
     }
-    return ASP_OK;
+    return status;
 }

@@ -1,4 +1,4 @@
-"""The training step of one layer's transcoder in NumPy float64, dense and written out by hand.
+"""The training step of transcoders in NumPy float64, dense and written out by hand.
 
 It shares nothing with csrc/transcoder/transcoder_trainer.c but the definitions: activations of Gao et al.
 2024 (TopK and the auxiliary loss of dead features) and Rajamanoharan et al. 2024 (JumpReLU with its
@@ -8,8 +8,9 @@ straight-through gradient), ReLU with a tanh penalty, rows of W_dec of length 1.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,9 @@ class Options:
     eps: float = 1e-8
     clip: float = 0.0
 
-    def arguments(self) -> dict[str, float]:
-        return dataclasses.asdict(self)
+    def arguments(self) -> dict[str, Any]:
+        found: dict[str, Any] = dataclasses.asdict(self)
+        return found | {name: np.array([found[name]]) for name in ("sparsity", "output_scale")}
 
 
 @dataclass
@@ -137,6 +139,64 @@ def loss_and_gradients(
     return Result(loss, error, penalty, aux, l0, gradients, (a > 0).any(0))
 
 
+def cross_layer(
+    weights: Sequence[Mapping[str, Array]],
+    x: Array,
+    y: Array,
+    options: Sequence[Options],
+    dead: Sequence[NDArray[np.bool_]],
+) -> list[Result]:
+    """As `loss_and_gradients` for the layers of a cross-layer transcoder: x (L,N,I), y (L,N,O), w_dec of a
+    layer (F, (L-layer) O); options differ in sparsity and output_scale alone.
+
+    It is one big transcoder: features of all layers side by side read the inputs of all layers side by side,
+    through an encoder of blocks, and write to all outputs side by side.
+    """
+    n_layer, n, n_out = y.shape
+    counts = [len(w["b_enc"]) for w in weights]
+    pre = [x[i] @ w["w_enc"].T + w["b_enc"] for i, w in enumerate(weights)]
+    active = [activations(w, p, options[0]) for w, p in zip(weights, pre)]
+    wide = [np.pad(w["w_dec"], ((0, 0), (i * n_out, 0))) for i, w in enumerate(weights)]
+    target = np.concatenate([y[i] / options[i].output_scale for i in range(n_layer)], axis=1)
+    bias = np.concatenate([w["b_dec"] for w in weights])
+    residual = np.concatenate(active, axis=1) @ np.concatenate(wide) + bias - target
+    helping = [np.zeros_like(p) for p in pre]
+    for layer, p in enumerate(pre):
+        for row in range(n if options[0].aux_k else 0):
+            ranked = sorted(np.flatnonzero(dead[layer]), key=lambda f: -p[row, f])[: options[0].aux_k]
+            helping[layer][row, ranked] = p[row, ranked]
+    helped = any(d.any() for d in dead) and options[0].aux_k > 0
+    left = residual + np.concatenate(helping, axis=1) @ np.concatenate(wide) if helped else 0 * residual
+    dout, dleft = (2 * part / (n * n_out) for part in (residual, options[0].aux_weight * left))
+    found = []
+    for layer, (w, o, p, a) in enumerate(zip(weights, options, pre, active)):
+        da, at = dout @ wide[layer].T, np.where(helping[layer] != 0, dleft @ wide[layer].T, 0.0)
+        dpre, dlog, penalty = np.where(a > 0, da, 0.0), np.zeros(counts[layer]), 0.0
+        if o.activation == RELU:
+            penalty = float(np.tanh(o.sharpness * a).sum() / n)
+            dpre += np.where(a > 0, o.sparsity * o.sharpness / np.cosh(o.sharpness * a) ** 2 / n, 0.0)
+        if o.activation == JUMP_RELU:
+            penalty, threshold = float((a > 0).sum() / n), np.exp(w["log_threshold"])
+            near = np.abs(p - threshold) < o.bandwidth / 2
+            dlog = -(near * (threshold * da + o.sparsity / n)).sum(0) * threshold / o.bandwidth
+        dpre += at
+        dw_dec = (a.T @ dout + helping[layer].T @ dleft)[:, layer * n_out :]
+        dw_dec -= (dw_dec * w["w_dec"]).sum(1, keepdims=True) * w["w_dec"]
+        part = slice(layer * n_out, (layer + 1) * n_out)
+        gradients = {
+            "w_enc": dpre.T @ x[layer],
+            "b_enc": dpre.sum(0),
+            "w_dec": dw_dec,
+            "b_dec": dout[:, part].sum(0),
+            "log_threshold": dlog,
+        }
+        error, aux = (float((r[:, part] ** 2).mean()) for r in (residual, left))
+        loss = error + o.sparsity * penalty + o.aux_weight * aux
+        l0 = float((a > 0).sum(1).mean())
+        found.append(Result(loss, error, penalty, aux, l0, gradients, (a > 0).any(0)))
+    return found
+
+
 class Twin:
     """Weights, Adam's moments and counters; `step` as `_core.CoderTrainer.step`."""
 
@@ -149,6 +209,11 @@ class Twin:
 
     def step(self, x: Array, y: Array, o: Options) -> Result:
         result = loss_and_gradients(self.weights, x, y, o, self.silent >= o.dead_after)
+        self.update(result, o)
+        return result
+
+    def update(self, result: Result, o: Options) -> None:
+        """The optimiser's part of a step."""
         norm = result.grad_norm
         scale = o.clip / norm if o.clip and norm > o.clip else 1.0
         self.steps += 1
@@ -160,4 +225,3 @@ class Twin:
             self.weights[name] -= o.lr * upper / (np.sqrt(lower) + o.eps)
         self.weights["w_dec"] /= np.linalg.norm(self.weights["w_dec"], axis=1, keepdims=True)
         self.silent = np.where(result.active, 0, self.silent + 1)
-        return result

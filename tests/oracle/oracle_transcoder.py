@@ -6,7 +6,7 @@ Letters: L layers, T tokens, E model width, F features, W layers that a layer's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,16 +116,24 @@ def find(coder: Coder, run: Mapping[str, Array]) -> tuple[list[Array], Array]:
 
 
 def replaced(
-    config: Mapping, weights: Mapping, tokens, coder: Coder, errors: Array | None = None
+    config: Mapping,
+    weights: Mapping,
+    tokens,
+    coder: Coder,
+    errors: Array | None = None,
+    change: Callable[[int, Array], Array] = lambda layer, activations: activations,
 ) -> dict[str, Array]:
-    """The forward pass with all MLPs replaced: in one layer after the other, the difference is added."""
+    """The forward pass with all MLPs replaced: in one layer after the other, the difference is added.
+
+    change(layer, activations [T, F]) gives those that are written.
+    """
     inject = {"mlp_out": np.zeros((coder.n_layer, len(tokens), config["d_model"]))}
     xs: list[Array] = []
     activations: list[Array] = []
     for layer in range(coder.n_layer):
         run = oracle.forward(config, weights, tokens, inject=inject)
         xs.append(run[coder.input_name][layer])
-        activations.append(encode(coder, layer, xs[layer]))
+        activations.append(change(layer, encode(coder, layer, xs[layer])))
         wanted = write(coder, layer, xs, activations) + (0 if errors is None else errors[layer])
         inject["mlp_out"][layer] = wanted - run["mlp_out"][layer]
     return oracle.forward(config, weights, tokens, inject=inject)

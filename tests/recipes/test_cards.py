@@ -68,9 +68,30 @@ def test_the_card_of_a_spread_dense_model_says_that_its_schedule_places_the_head
 def test_transcoder_cards(name):
     found = json.loads((MODELS_FOLDER / name / "card.json").read_text())
     settings = found.pop("settings")
-    assert settings == transcoders.Settings().shown()
-    made = cards.transcoders_card(name, found, settings, transcoders.HISTORY_EVERY)
-    assert made + "\n" == shipped(name)
+    assert settings == transcoders.Settings(**settings).shown()  # all that the recipe has
+    assert transcoders.card(name, found, settings) + "\n" == shipped(name)
+
+
+def test_a_card_says_how_its_set_is_made_again():
+    for name in transcoders.SETS:
+        usual = transcoders.Settings(seed=3).of_set(name).shown()
+        assert transcoders.how_to_repeat(name, usual) == "`attnsparse train demo-transcoder --seed 3`"
+    changed = (
+        transcoders.Settings(seed=3, activation="topk", top_k=4).of_set("demo-sparse-transcoders").shown()
+    )
+    found = transcoders.how_to_repeat("demo-sparse-transcoders", changed).strip("`")
+    assert found.endswith('["demo-transcoder"].train("models", seed=3, activation="topk", top_k=4)')
+
+
+@pytest.mark.parametrize("activation", ["topk", "jump_relu"])
+def test_the_recipe_has_as_many_active_features_as_it_says(activation):
+    settings = transcoders.Settings(activation=activation, first_features=24, features=16)
+    options = transcoders.options(settings, 3)
+    if activation == "topk":
+        assert (options.activation, options.top_k, options.l0) == ("topk", 6, None)
+    else:
+        assert options.l0_of(0, 3) == [24, 16, 16]  # there are not more
+        assert options.l0_of(settings.steps // 2, 3) == [16, 5, 5]
 
 
 @pytest.mark.parametrize("name", RECIPES["text"].models)
@@ -112,6 +133,8 @@ def test_every_template_is_used():
         "demo-spread",
         "text",
         "transcoders",
+        "transcoders-topk",
+        "transcoders-jump-relu",
         *models,
     }
 

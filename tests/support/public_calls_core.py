@@ -27,7 +27,7 @@ from attnsparse.circuits import circuit
 from attnsparse.circuits.asked import packed_task
 
 ONE = np.array([0, 1], np.int64)
-CODER_ROWS = (np.ones((3, 4), np.float32), np.ones((3, 5), np.float32))
+CODER_ROWS = (np.ones((1, 3, 4), np.float32), np.ones((1, 3, 5), np.float32), np.zeros(1), np.ones(1))
 METRIC = Metric("logit_diff", ONE, np.array([5], np.int32), ONE, np.array([7], np.int32), None)
 
 HEADS = np.array([[0, 1], [1, 3]], np.int32)
@@ -75,6 +75,7 @@ def print_nothing(*_: Any) -> None:
 ONE_PROMPT = np.array([0, 8])
 CONTEXT_ARRAYS = ("prompt", "position", "activation", "tokens", "activations", "count")
 LOGITS, TARGETS = np.arange(12, dtype=np.float32).reshape(3, 4) ** 2, np.array([0, 3, 1], np.int32)
+FIRST_SET = (LOGITS, TARGETS, LOGITS[:, None], LOGITS[0])
 DRAWN = (np.array([0.1, 0.5, 0.9]), np.arange(24, dtype=np.float64).reshape(2, 3, 4) + 1)
 
 
@@ -475,8 +476,13 @@ CORE_CALLS: dict[str, Uses] = {
     ),
     # --- training of transcoders
     "_core.CoderTrainer": uses(
-        lambda e: _core.CoderTrainer(4, 5, 6),
-        wrong=(lambda e: _core.CoderTrainer(4, 5, 0), lambda e: _core.CoderTrainer(*[2**31 - 1] * 3)),
+        lambda e: _core.CoderTrainer(4, 5, np.array([6])),
+        lambda e: _core.CoderTrainer(4, 5, np.array([6, 7])),
+        wrong=(
+            lambda e: _core.CoderTrainer(4, 5, 6),
+            lambda e: _core.CoderTrainer(4, 5, np.array([6, 0])),
+            lambda e: _core.CoderTrainer(*[2**31 - 1] * 2, np.array([2**31 - 1])),
+        ),
     ),
     "_core.CoderTrainer.step": uses(
         *(
@@ -485,27 +491,38 @@ CORE_CALLS: dict[str, Uses] = {
         ),
         lambda e: e.coder.step(*CODER_ROWS, dead_after=1, aux_k=2, aux_weight=0.5, clip=1.0, lr=1e-3),
         wrong=(
-            lambda e: e.coder.step(*CODER_ROWS[::-1], lr=1e-3),
+            lambda e: e.coder.step(*CODER_ROWS[1::-1], *CODER_ROWS[2:], lr=1e-3),
             lambda e: e.coder.step(*CODER_ROWS, lr=-1.0),
             lambda e: e.coder.step(*CODER_ROWS),
-            lambda e: e.coder.step(CODER_ROWS[0] * np.float32(np.nan), CODER_ROWS[1], lr=1e-3),
+            lambda e: e.coder.step(CODER_ROWS[0] * np.float32(np.nan), *CODER_ROWS[1:], lr=1e-3),
         ),
         cost=5,
     ),
     "_core.CoderTrainer.array": uses(
         lambda e: [e.coder.array(f"{block}w_enc") for block in ("", "m/", "v/", "g/")],
-        lambda e: e.coder.array("silent"),
-        wrong=(lambda e: e.coder.array("x"), lambda e: e.coder.array(3)),
+        lambda e: e.coder.array("silent", 0),
+        wrong=(
+            lambda e: e.coder.array("x"),
+            lambda e: e.coder.array(3),
+            lambda e: e.coder.array("silent", 1),
+        ),
     ),
     "_core.CoderTrainer.load": uses(
         lambda e: e.coder.load("b_dec", np.zeros(5, np.float32)),
         wrong=(
             lambda e: e.coder.load("b_dec", np.zeros(5)),
             lambda e: e.coder.load("b_dec", np.zeros(4, np.float32)),
+            lambda e: e.coder.load("b_dec", np.zeros(5, np.float32), -1),
         ),
     ),
     "_core.CoderTrainer.scaled": uses(
-        lambda e: e.coder.scaled(2.0), wrong=(lambda e: e.coder.scaled("2"), lambda e: e.coder.scaled())
+        lambda e: e.coder.scaled(np.ones(1)),
+        wrong=(
+            lambda e: e.coder.scaled(2.0),
+            lambda e: e.coder.scaled(),
+            lambda e: e.coder.scaled(np.ones(2)),
+            lambda e: e.coder.scaled(np.ones(1), 1),
+        ),
     ),
     "_core.graph_total": uses(
         lambda e: _core.graph_total(*EDGES),
@@ -579,11 +596,14 @@ CORE_CALLS: dict[str, Uses] = {
         ),
     ),
     "_core.first_weights_from_set": uses(
-        lambda e: _core.first_weights_from_set(LOGITS, TARGETS, LOGITS, LOGITS[0], TARGETS + 1, 2.0),
+        lambda e: _core.first_weights_from_set(*FIRST_SET, TARGETS + 1, np.array([2.0])),
         wrong=(
-            lambda e: _core.first_weights_from_set(LOGITS, TARGETS, LOGITS, LOGITS[0], None, 0.0),
-            lambda e: _core.first_weights_from_set(LOGITS, TARGETS, LOGITS, LOGITS, None, 1.0),
-            lambda e: _core.first_weights_from_set(LOGITS, TARGETS, LOGITS[:1], LOGITS[0], None, 1.0),
+            lambda e: _core.first_weights_from_set(*FIRST_SET, None, np.array([0.0])),
+            lambda e: _core.first_weights_from_set(*FIRST_SET, None, np.ones(2)),
+            lambda e: _core.first_weights_from_set(*FIRST_SET[:3], LOGITS, None, np.ones(1)),
+            lambda e: _core.first_weights_from_set(
+                LOGITS, *FIRST_SET[1:2], LOGITS, LOGITS[0], None, np.ones(1)
+            ),
         ),
     ),
     "_core.first_weights_scale": uses(

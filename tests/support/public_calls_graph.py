@@ -28,6 +28,7 @@ GRAPH_CALLS: dict[str, Uses] = {
     ),
     "asp.train_transcoders": uses(
         lambda e: asp.train_transcoders(e.dense, e.data, steps=1, n_features=20, threads=1),
+        lambda e: asp.train_transcoders(e.dense, e.data, steps=1, n_features=20, cross_layer=True),
         wrong=(
             lambda e: asp.train_transcoders(e.dense, e.data, steps=0),
             lambda e: asp.train_transcoders(e.dense, None, steps=1),
@@ -48,8 +49,18 @@ GRAPH_CALLS: dict[str, Uses] = {
     "Transcoders.replacement_run": uses(
         lambda e: e.transcoders.replacement_run(e.model, PROMPTS, record="all", threads=1),
         lambda e: e.transcoders.replacement_run(e.model, TOKENS, errors=e.features, ablate="L0H1"),
+        lambda e: e.transcoders.replacement_run(
+            e.model,
+            TOKENS,
+            errors=e.features,
+            changes={(0, 1): 2.0, (1, 2, -1): 1.0},
+            constrained_layers=[0],
+            freeze=("pattern", "gate", "ln_scale"),
+        ),
         wrong=(
             lambda e: e.transcoders.replacement_run(e.model, TOKENS, record="mlp_pre"),
+            lambda e: e.transcoders.replacement_run(e.model, TOKENS, changes={(0, -1): 2.0}),
+            lambda e: e.transcoders.replacement_run(e.model, TOKENS, constrained_layers=[0]),
             lambda e: e.transcoders.replacement_run(e.model, TOKENS[1:], errors=e.features),
             lambda e: e.transcoders.replacement_run(e.model, TOKENS, max_bytes=1000),
         ),

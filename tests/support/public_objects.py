@@ -93,7 +93,7 @@ class Everything:
         self.features = self.transcoders.features(self.model, TOKENS, threads=1)
         self.graph = asp.attribution_graph(self.model, self.transcoders, TOKENS, n_splits=1, threads=1)
         self.pruned, self.sources = self.graph.prune(), self.graph.origin[0]
-        self.coder = _core.CoderTrainer(4, 5, 6)
+        self.coder = _core.CoderTrainer(4, 5, np.array([6]))
         self.coder.load("w_enc", np.arange(24, dtype=np.float32).reshape(6, 4) - 10)
         self.reads = Reads(np.array([4], np.int32), np.array([7], np.int32), np.array([2], np.int32),
                            np.ones((1, 64), np.float32))  # fmt: skip

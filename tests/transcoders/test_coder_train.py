@@ -44,7 +44,8 @@ def rows(seed: int, n: int, n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarr
 
 def trainer(weights, dtype="float64", silent=None):
     """The core's trainer with these weights."""
-    core = core_for(dtype).CoderTrainer(*(weights["w_enc"].shape[1], *weights["w_dec"].shape[::-1]))
+    n_features, n_out = weights["w_dec"].shape
+    core = core_for(dtype).CoderTrainer(weights["w_enc"].shape[1], n_out, np.array([n_features]))
     for name, value in weights.items():
         core.load(name, value.astype(dtype))
     if silent is not None:
@@ -87,7 +88,7 @@ def test_loss_and_gradients_are_the_twins(seed, n, n_in, n_out, n_features, kind
     if dtype == "float32" and not is_clear(weights, x, o, dead):
         return
     core = trainer(weights, dtype, silent)
-    found = core.step(x.astype(dtype), y.astype(dtype), **o.arguments(), threads=1)
+    (found,) = core.step(x[None].astype(dtype), y[None].astype(dtype), **o.arguments(), threads=1)
     expected = twin.loss_and_gradients(weights, x, y, o, dead)
     for name in ("loss", "error", "penalty", "aux", "l0", "grad_norm"):
         assert found[name] == pytest.approx(getattr(expected, name), rel=TOLERANCE[dtype], abs=1e-8)
@@ -103,7 +104,7 @@ def test_many_steps_are_the_twins(kind):
     core, reference = trainer(weights), twin.Twin(weights)
     for step in range(30):
         x, y = rows(step, 50, 7, 9)
-        found = core.step(x, y, **o.arguments(), threads=1)
+        (found,) = core.step(x[None], y[None], **o.arguments(), threads=1)
         assert found["loss"] == pytest.approx(reference.step(x, y, o).loss, rel=1e-8)
     for name in NAMES:
         assert relative(core.array(name), reference.weights[name]) < 1e-8
@@ -141,7 +142,7 @@ def test_threads_do_not_change_a_bit(kind, dtype):
         core = trainer(weights, dtype)
         for step in range(4):
             x, y = rows(step, 700, 33, 17)
-            core.step(x.astype(dtype), y.astype(dtype), **o.arguments(), threads=threads)
+            core.step(x[None].astype(dtype), y[None].astype(dtype), **o.arguments(), threads=threads)
         states.append([core.array(name).tobytes() for name in NAMES])
     assert states[0] == states[1] == states[2]
 
@@ -151,7 +152,8 @@ def test_of_equal_activations_the_first_features_count():
     weights["w_enc"][:] = weights["w_enc"][0]
     weights["b_enc"][:] = 5.0
     core = trainer(weights)
-    core.step(*rows(0, 6, 4, 4), activation=TOPK, top_k=3, lr=0.0)
+    x, y = rows(0, 6, 4, 4)
+    core.step(x[None], y[None], **Options(TOPK, top_k=3, lr=0.0).arguments())
     assert (core.array("silent") == 0).tolist() == [True] * 3 + [False] * 7
 
 
@@ -163,7 +165,7 @@ def test_a_step_that_diverges_writes_nothing():
             bad = {**weights, name: np.full_like(weights[name], value)}
             core = trainer(bad)
             with pytest.raises(TrainingDiverged, match="step 0"):
-                core.step(x, y, **o.arguments())
+                core.step(x[None], y[None], **o.arguments())
             assert core.step_count == 0
             assert not core.array("silent").any()
             assert all(np.array_equal(core.array(n), bad[n], equal_nan=True) for n in NAMES)
@@ -178,19 +180,23 @@ def test_a_step_that_diverges_writes_nothing():
         ({"activation": TOPK, "top_k": 11}, ValueError, "top_k"),
         ({"aux_k": 11}, ValueError, "aux_k"),
         ({"bandwidth": 0.0}, ValueError, "bandwidth"),
-        ({"output_scale": 0.0}, ValueError, "output_scale"),
+        ({"output_scale": np.zeros(1)}, ValueError, "output_scale"),
+        ({"output_scale": np.ones(2)}, ValueError, "each of 1 layers"),
+        ({"sparsity": -np.ones(1)}, ValueError, "sparsity"),
+        ({"sparsity": 0.0}, TypeError, "sparsity"),
         ({"lr": np.nan}, ValueError, "lr"),
         ({"threads": 65}, ValueError, "threads"),
-        ({"x": np.zeros((6, 5))}, ValueError, "as many rows"),
-        ({"x": np.zeros((6, 4), np.float32)}, TypeError, "float64"),
-        ({"y": np.full((6, 4), np.inf)}, ValueError, "finite"),
-        ({"x": np.zeros((0, 4)), "y": np.zeros((0, 4))}, ValueError, "at least one row"),
+        ({"x": np.zeros((1, 6, 5))}, ValueError, "as many rows"),
+        ({"x": np.zeros((2, 6, 4))}, ValueError, "of 1 layers"),
+        ({"x": np.zeros((1, 6, 4), np.float32)}, TypeError, "float64"),
+        ({"y": np.full((1, 6, 4), np.inf)}, ValueError, "finite"),
+        ({"x": np.zeros((1, 0, 4)), "y": np.zeros((1, 0, 4))}, ValueError, "at least one row"),
     ],
 )
 def test_bad_arguments_of_a_step(changes, error, named):
     x, y = rows(0, 6, 4, 4)
     core = trainer(twin.random_weights(3, 4, 4, 10))
-    arguments = {"x": x, "y": y, **Options().arguments(), **changes}
+    arguments = {"x": x[None], "y": y[None], **Options().arguments(), **changes}
     with pytest.raises(error, match=named):
         core.step(arguments.pop("x"), arguments.pop("y"), **arguments)
     assert core.step_count == 0
@@ -199,10 +205,14 @@ def test_bad_arguments_of_a_step(changes, error, named):
 def test_bad_sizes_and_names():
     make = core_for("float32").CoderTrainer
     with pytest.raises(ValueError, match="features"):
-        make(4, 4, 0)
+        make(4, 4, np.array([0]))
+    with pytest.raises(ValueError, match="one layer or more"):
+        make(4, 4, np.zeros(0, np.int64))
     with pytest.raises(MemoryError, match="2147483647 features"):
-        make(2**31 - 1, 2**31 - 1, 2**31 - 1)
-    core = make(4, 5, 6)
+        make(2**31 - 1, 2**31 - 1, np.array([2**31 - 1]))
+    core = make(4, 5, np.array([6]))
+    with pytest.raises(IndexError, match="layer 1"):
+        core.array("w_enc", 1)
     with pytest.raises(KeyError, match="w_skip"):
         core.array("w_skip")
     with pytest.raises(ValueError, match="another shape"):
@@ -213,14 +223,14 @@ def test_bad_sizes_and_names():
 
 def test_out_of_memory_at_every_allocation():
     module = core_for("float32")
-    x, y = (a.astype(np.float32) for a in rows(0, 6, 4, 4))
+    x, y = (a[None].astype(np.float32) for a in rows(0, 6, 4, 4))
     before = module._debug_stats()["live_bytes"]
     failures = 0
     for n in range(1, 40):
         module._debug_fail_at(n)
         try:
-            core = module.CoderTrainer(4, 4, 10)
-            core.step(x, y, lr=1e-3, threads=1)
+            core = module.CoderTrainer(4, 4, np.array([10]))
+            core.step(x, y, **Options(lr=1e-3).arguments(), threads=1)
         except MemoryError:
             failures += 1
         else:
@@ -244,7 +254,7 @@ def test_training_may_begin_with_given_transcoders():
         tiny.model(), tiny.data(batch=8), options(3, l0=None, sparsity=1e-4), start=start, threads=1
     )
     for name in NAMES:
-        for old, new in zip(first._layers, again._layers):
+        for old, new in zip(first._cores, again._cores):
             assert np.allclose(old.array(name), new.array(name), rtol=1e-4, atol=1e-5), name
     assert again.transcoders().digest != made(3, l0=None, sparsity=1e-4).transcoders().digest
     with pytest.raises(ConfigError, match="features"):
@@ -265,7 +275,7 @@ def test_thresholds_begin_where_l0_is_what_is_asked_for(wanted, monkeypatch):
     monkeypatch.setattr(transcoder_train, "START_L0", wanted)
     trainer = made(2, threshold=None)
     assert np.mean([result["l0"] for result in trainer.step()]) == pytest.approx(wanted, rel=0.35)
-    first, second = (np.exp(core.array("log_threshold")) for core in made(2, threshold=(None, 0.3))._layers)
+    first, second = (np.exp(core.array("log_threshold")) for core in made(2, threshold=(None, 0.3))._cores)
     assert np.allclose(second, 0.3)
     assert not np.allclose(first, 0.3)
 
@@ -302,7 +312,7 @@ def test_transcoders_are_what_was_trained():
     trainer.train()
     found, x = trainer.transcoders(), np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
     assert (found.activation, found.n_features, found.model_name) == ("jump_relu", (20, 24), "tiny")
-    for layer, core in enumerate(trainer._layers):
+    for layer, core in enumerate(trainer._cores):
         w = {name: core.array(name).astype(np.float64) for name in NAMES}
         a = twin.activations(w, x @ w["w_enc"].T + w["b_enc"], SOME[JUMP_RELU])
         expected = (a @ w["w_dec"] + w["b_dec"]) * trainer.output_scale[layer]
@@ -358,11 +368,11 @@ def test_an_interrupted_step_is_finished(tmp_path):
     expected = finished(tmp_path / "whole.safetensors", 6)
     trainer = made(6)
     trainer.step()
-    step, trainer._layers[1] = trainer._layers[1], Stopping(trainer._layers[1])
+    step, trainer._cores[1] = trainer._cores[1], Stopping(trainer._cores[1])
     with pytest.raises(KeyboardInterrupt):
         trainer.step()
-    assert [core.step_count for core in trainer._layers] == [2, 1]
-    trainer._layers[1] = step
+    assert [core.step_count for core in trainer._cores] == [2, 1]
+    trainer._cores[1] = step
     trainer.save(tmp_path / "stopped.safetensors")
     assert trainer.step_count == 2
     trainer.train(tmp_path / "a.safetensors")

@@ -81,10 +81,21 @@ def test_from_a_set(dtype):
     arrays[2][3] = 0  # a feature that writes nothing
     threshold = random.random(8).astype(dtype)
     expected = twin.weights_of_set(*arrays, threshold, 0.7)
-    found = CORES[dtype].first_weights_from_set(*arrays, threshold, 0.7)
+    given = [*arrays[:2], arrays[2][:, None], arrays[3]]
+    found = CORES[dtype].first_weights_from_set(*given, threshold, np.array([0.7]))
     assert len(found) == 5
     assert all(np.allclose(a, b, rtol=1e-13, atol=1e-300) for a, b in zip(found, expected))
-    assert len(CORES[dtype].first_weights_from_set(*arrays, None, 0.7)) == 4
+    assert len(CORES[dtype].first_weights_from_set(*given, None, np.array([0.7]))) == 4
+    given[2] = random.normal(0, 2, (8, 3, 5)).astype(dtype)  # to three layers
+    scale = np.array([0.5, 2.0, 3.0])
+    written = given[2] / scale[:, None]
+    length = np.sqrt((written.astype(np.float64) ** 2).sum((1, 2)))
+    w_enc, b_enc, w_dec, b_dec, log_threshold = CORES[dtype].first_weights_from_set(*given, threshold, scale)
+    assert np.allclose(w_dec.reshape(written.shape), written / length[:, None, None])
+    assert np.allclose(w_enc, arrays[0] * length[:, None])
+    assert np.allclose(b_enc, arrays[1] * length)
+    assert np.allclose(b_dec, arrays[3] / 0.5)
+    assert np.allclose(log_threshold, np.log(threshold * length))
 
 
 @each_core
@@ -122,11 +133,20 @@ def test_bad_arguments_are_refused():
         ),
         (lambda: core.first_weights_from_text(x.astype(float), y, 1.0, draws, random), TypeError, "float32"),
         (
-            lambda: core.first_weights_from_set(*w, w[0][:2], np.zeros(3), None, 1.0),
+            lambda: core.first_weights_from_set(*w, w[0][:2, None], np.zeros(3), None, np.ones(1)),
             ValueError,
             "fit each other",
         ),
-        (lambda: core.first_weights_from_set(*w, w[0], np.zeros(3), None, -1.0), ValueError, "scale"),
+        (
+            lambda: core.first_weights_from_set(*w, w[0][:, None], np.zeros(3), None, -np.ones(1)),
+            ValueError,
+            "scale",
+        ),
+        (
+            lambda: core.first_weights_from_set(*w, np.zeros((4, 0, 3)), np.zeros(3), None, np.ones(0)),
+            ValueError,
+            "one layer or more",
+        ),
         (lambda: core.first_weights_scale(x[:0]), ValueError, "one number or more"),
         (lambda: core.first_weights_threshold(*w, x[:, :2].copy(), 1), ValueError, "fit each other"),
         (lambda: core.first_weights_threshold(*w, x, float("nan")), ValueError, "l0 of 0 or more"),

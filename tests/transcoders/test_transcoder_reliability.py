@@ -17,7 +17,7 @@ from reliability import PROMPTS, TOKENS, bits_of_features, bits_of_run, counters
 
 import attnsparse as asp
 from attnsparse import _core
-from attnsparse._core_types import Substitute
+from attnsparse._core_types import FeatureChanges, Substitute
 from attnsparse.transcoders.replacement import CheckedWeights
 
 ARRAYS = ("w_enc", "b_enc", "w_dec", "output_bias", "threshold", "skip")
@@ -333,9 +333,24 @@ def test_the_core_refuses_what_is_not_a_substitute(model):
         Substitute(fresh(3), source, None),
         Substitute(fresh(of=other), source, None),
     ]
+    at, values = [np.array([0], np.int32)] * 3, [np.ones(1, np.float32)] * 2
+    cases += [
+        Substitute(fresh(), source, None, changes)
+        for changes in (
+            3,
+            FeatureChanges(*at, *values[:1], np.ones(2, np.float32)),
+            FeatureChanges(*at, *values[:1], np.ones(1)),
+            FeatureChanges(*at[:2], np.array([40], np.int32), *values),
+            FeatureChanges(*at[:2], np.array([0]), *values),
+            FeatureChanges(*at, *values, 3, b"11"),
+            FeatureChanges(*at, *values, fresh(), b"11"),
+            FeatureChanges(*at, *values, filled, b"1"),
+            FeatureChanges(*at, *values, filled, None),
+        )
+    ]
     cases += [Substitute(filled, source, None), *(Substitute(fresh(), source, e) for e in wrong_errors)]
     for substitute in cases:
-        with pytest.raises((TypeError, ValueError, RuntimeError)):
+        with pytest.raises((TypeError, ValueError, RuntimeError, IndexError)):
             core.run(TOKENS, OFFSETS, (), substitute=substitute)
     with pytest.raises(ValueError, match="mlp_pre"):
         core.run(TOKENS, OFFSETS, ("mlp_post",), substitute=Substitute(fresh(), source, None))
