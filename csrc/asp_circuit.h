@@ -234,7 +234,8 @@ typedef struct {
  * bits.  A step that fails (STOPPED too) changes nothing. */
 typedef struct asp_circuit asp_circuit;
 
-/* What a search has measured: the metric as in effects.c, on one of its two tasks, with its options. */
+/* What a search has measured: the metric as in effects.c, on one of its two tasks, with its options; MEAN without a
+ * reference: over the prompts of the ranking in both. */
 typedef struct {
     enum { ASP_ASK_KNOCK_OUT, ASP_ASK_KEEP_ONLY, ASP_ASK_LEAVE_ONE_OUT, ASP_ASK_ATTRIBUTION } kind;
     int of_ranking;       /* else of the evaluation */

@@ -328,7 +328,7 @@ def _threads_of_one(pool: Any) -> int | None:
     """The cores of this machine, shared among the workers of a pool of processes or threads; None: the worker
     knows, or the pool does not say how many workers it has."""
     workers = getattr(pool, "_max_workers", None)
-    if not isinstance(workers, int) or workers < 1 or type(pool).__module__.startswith("mpi4py"):
+    if type(pool).__module__.startswith("mpi4py") or not isinstance(workers, int) or workers < 1:
         return None
     return max(1, get_num_threads() // workers)
 

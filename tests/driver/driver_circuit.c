@@ -64,7 +64,9 @@ static asp_status measure(void *state, double *values, const asp_circuit_questio
                           const asp_context *context, asp_error *err) {
     const question *q = state;
     const asp_task *task = asked->of_ranking ? &q->h.ranking : &q->h.evaluation;
-    const asp_effect_options *o = &q->options.effects;
+    asp_effect_options own = q->options.effects;
+    const asp_effect_options *o = &own;
+    if (own.ablation == ASP_ABLATE_MEAN && !own.reference) own.reference = &q->h.ranking.clean;
     if (n_values < 1) return ASP_BAD_STATE;
     switch (asked->kind) {
     case ASP_ASK_KNOCK_OUT: return asp_effects_knock_out(values, q->model, task, asked->items, o, context, err);

@@ -599,7 +599,7 @@ def test_prompts_are_read_as_they_are_used(spoken, monkeypatch):
     add = feature_contexts.Collector.add
 
     def watched(self: Any, batch: Any, *rest: Any) -> None:
-        run.append(len(batch.tokens))
+        run.append(len(batch.batch.tokens))
         add(self, batch, *rest)
 
     def prompts() -> Iterator[list[int]]:
