@@ -185,6 +185,8 @@ def test_exported(notebook, browser, tmp_path):
     pytest.importorskip("nbconvert")
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "html", "--output-dir", str(tmp_path)]
     subprocess.run([*command, str(notebook)], check=True, capture_output=True, timeout=300)
+    tall = {"width": 1300, "height": 6000, "deviceScaleFactor": 1, "mobile": False}
+    browser.call("Emulation.setDeviceMetricsOverride", **tall)  # a frame out of sight is not drawn
     browser.open(tmp_path / "a.html")
     until = time.monotonic() + SECONDS
     missing = set(FRAMES.values())
