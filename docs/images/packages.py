@@ -25,7 +25,7 @@ PYTHON = [  # from the top: (name, what it holds)
     ("tasks", "prompts with answers, metrics"),
     ("model", "weights, tokenizer, runs, gradients"),
     ("io", "readers that trust nothing, atomic writing"),
-    ("errors items _check _random _engine _display", "what every package uses"),
+    ("errors items _check _random _engine _tables _display", "what every package uses"),
 ]
 C = [  # from the top, rows of (name, what it holds)
     [("python", "the binding; alone it knows Python")],
