@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import _check
 from .._engine import core_for
+from .._tables import text_column, text_table
 from ..items import COLUMNS
 from .choices import ITEMS
 
@@ -33,12 +34,11 @@ def to_pandas(circuit: Circuit) -> pd.DataFrame:
         positions, query_token and key_token, or token, follow. `attrs` say which model, task and options it
         is of.
     """
-    import pandas as pd
 
     columns: dict[str, Any] = {
-        "model": pd.Series([circuit.model_name] * len(circuit), dtype=str),
+        "model": text_column([circuit.model_name] * len(circuit)),
         "item_rank": np.arange(1, len(circuit) + 1),
-        "label": pd.Series(circuit.labels, dtype=str),
+        "label": text_column(circuit.labels),
     }
     for i, name in enumerate(ITEMS[circuit.unit]._fields):
         columns[COLUMNS.get(name, name)] = circuit.items[:, i].astype(np.int64)
@@ -46,9 +46,9 @@ def to_pandas(circuit: Circuit) -> pd.DataFrame:
         labels = np.array(circuit.position_labels, dtype=object)
         for name, token in _TOKENS.items():
             if name in columns:
-                columns[token] = pd.Series(list(labels[columns[name]]), dtype=str)
+                columns[token] = text_column(list(labels[columns[name]]))
     columns["score"] = circuit.scores
-    table: pd.DataFrame = pd.DataFrame(columns)
+    table: pd.DataFrame = text_table(columns)
     table.attrs = origin(circuit)
     return table
 
@@ -62,11 +62,10 @@ def curve(circuit: Circuit) -> pd.DataFrame:
         Columns model, n, effect, low, high (of the bootstrap interval), random, random_low, random_high (of
         random orders).
     """
-    import pandas as pd
 
-    table: pd.DataFrame = pd.DataFrame(
+    table: pd.DataFrame = text_table(
         {
-            "model": pd.Series([circuit.model_name] * len(circuit.sizes), dtype=str),
+            "model": text_column([circuit.model_name] * len(circuit.sizes)),
             "n": circuit.sizes,
             "effect": circuit.effect,
             "low": circuit.effect_low,
@@ -121,7 +120,7 @@ def summary(circuit: Circuit, fraction: float = 0.9) -> pd.DataFrame:
         random = np.ascontiguousarray(circuit.random_effect[None], np.float64)
         at, _ = _CORE.curve_needed(random, fraction)
         counts["random_first"] = circuit._size(int(at[0]))
-    table: pd.DataFrame = pd.DataFrame([row])
+    table: pd.DataFrame = text_table([row])
     for name, value in counts.items():
         table[f"n_{name}"] = pd.array([value], dtype="Int64")
     table.attrs = origin(circuit)

@@ -16,6 +16,7 @@ import numpy as np
 from .. import _check
 from .._core_types import Curve
 from .._engine import core_for
+from .._tables import text_table
 from ..items import Head
 from ..model import tables
 from ..model.model import Model
@@ -136,10 +137,9 @@ class EntryEffects:
             Columns item_rank, layer, head_index, label, query_position, key_position, query_token, key_token,
             weight, effect, and share and kept of this and all better heads together.
         """
-        import pandas as pd
 
         base, n, tokens = _check.base(base), len(self.heads), self.run.token_strings
-        table: pd.DataFrame = pd.DataFrame(
+        table: pd.DataFrame = text_table(
             {
                 "item_rank": np.arange(1, n + 1),
                 "layer": [head.layer for head in self.heads],

@@ -13,6 +13,7 @@ from .. import _check
 from .._core_types import Curve
 from .._display import html_table
 from .._engine import core_for
+from .._tables import text_column, text_table
 from ..items import Head
 from ..model import tables
 from ..model.model import Model
@@ -123,18 +124,18 @@ class EntrySweep:
                 "prompt": prompt,
                 "layer": layer,
                 "head_index": head,
-                "label": pd.Series(labels * n_prompts, dtype=str),
+                "label": text_column(labels * n_prompts),
                 "query_position": self.query[prompt] + base,
                 "key_position": self.key[prompt] + base,
-                "query_token": pd.Series([self.query_tokens[i] for i in prompt.tolist()], dtype=str),
-                "key_token": pd.Series([self.key_tokens[i] for i in prompt.tolist()], dtype=str),
+                "query_token": text_column([self.query_tokens[i] for i in prompt.tolist()]),
+                "key_token": text_column([self.key_tokens[i] for i in prompt.tolist()]),
                 "weight": one.weight.ravel(),
                 "effect": one.effect.ravel(),
             }
-            parts.append(pd.DataFrame(columns))
+            parts.append(text_table(columns))
         table: pd.DataFrame = pd.concat(parts, ignore_index=True)
         if texts:
-            table.insert(2, "prompt_text", tables.text_column(whole[i] for i in table["prompt"].tolist()))
+            table.insert(2, "prompt_text", text_column(whole[i] for i in table["prompt"].tolist()))
         return table
 
     def summary(self, *, n_bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
@@ -173,7 +174,7 @@ class EntrySweep:
                 "item_rank": np.arange(1, len(layer) + 1),
                 "layer": layer.astype(np.int64),
                 "head_index": head.astype(np.int64),
-                "label": pd.Series([Head(*row).label for row in one.heads.tolist()], dtype=str),
+                "label": text_column([Head(*row).label for row in one.heads.tolist()]),
                 "n_open": np.count_nonzero(weight, axis=0),
                 "mean_weight": weight.mean(axis=0, dtype=np.float64),
                 "mean_effect": one.mean,
@@ -184,7 +185,7 @@ class EntrySweep:
                 "kept_low": kept_low[1:],
                 "kept_high": kept_high[1:],
             }
-            parts.append(pd.DataFrame(columns))
+            parts.append(text_table(columns))
         table: pd.DataFrame = pd.concat(parts, ignore_index=True)
         return table
 
@@ -214,7 +215,6 @@ class EntrySweep:
             (the fewest from which it stays reached), n_stays_low, n_stays_high; missing if it is never
             reached. The ranking is on the same prompts, and is kept in the resamples.
         """
-        import pandas as pd
 
         fraction, (drawn, confidence) = _check.fraction(fraction), _resamples(n_bootstrap, confidence, seed)
         names = ("n_first", "n_stays", "n_first_low", "n_first_high", "n_stays_low", "n_stays_high")
@@ -235,7 +235,7 @@ class EntrySweep:
                     **dict(zip(names, known)),
                 }
             )
-        table: pd.DataFrame = pd.DataFrame(rows).astype(dict.fromkeys(names, "Int64"))
+        table: pd.DataFrame = text_table(rows).astype(dict.fromkeys(names, "Int64"))
         ordered: pd.DataFrame = table[[*(name for name in table if name not in names), *shown]]
         return ordered
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _check
+from .._tables import repeated
 from .circuit import Circuit
 from .circuit_tables import origin
 from .components.acdc import AcdcSweep
@@ -107,9 +108,9 @@ def table(
         if of != "summary":
             for at, name in enumerate(shown):
                 if name not in part:
-                    part.insert(at, name, origins[i].get(name))
+                    part.insert(at, name, repeated(origins[i].get(name), len(part)))
         if names is not None:
-            part.insert(0, "circuit", names[i])
+            part.insert(0, "circuit", repeated(names[i], len(part)))
         part.attrs = {}
         parts.append(part)
     joined: pd.DataFrame = pd.concat(parts, ignore_index=True)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from .. import _check
 from ..items import shortened
-from .style import BLUE, DARK, GREY, ORANGE, PLAIN_TEXT, given_text, new_axes, size_labels, styled
+from .style import BLUE, DARK, GREY, ORANGE, PLAIN_TEXT, check_axes, given_text, new_axes, size_labels, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,9 +53,15 @@ def frontier(
 
     Raises
     ------
+    TypeError
+        If `table` is no DataFrame, or `ax` no Axes.
     ValueError
         Without one of the columns, or without a row of a known kind.
     """
+    import pandas as pd
+
+    check_axes(ax)
+    _check.instance(table, pd.DataFrame, "table")
     for name in _COLUMNS:
         if name not in table.columns:
             found = shortened(", ".join(map(str, table.columns)), 200)

@@ -25,6 +25,7 @@ from .style import (
     PALE,
     PLAIN_TEXT,
     STYLE,
+    check_axes,
     figure_of,
     given_text,
     new_axes,
@@ -82,11 +83,12 @@ def needed_over_training(
     Raises
     ------
     TypeError
-        If `table` is no DataFrame.
+        If `table` is no DataFrame, or `ax` no Axes.
     ValueError
         For a table without a column or row that is needed, with several models at one step, fractions or
         units, or with more than four tasks; for these see `needed_by_task`.
     """
+    check_axes(ax)
     found, tasks = _of_training(table), _tasks(table)
     if len(tasks) > len(_LOOKS):
         raise ValueError(
@@ -144,6 +146,8 @@ def needed_by_task(
     ValueError
         As `needed_over_training`, but for the number of tasks.
     """
+    if figure is not None and not isinstance(figure, Figure):
+        raise TypeError(f"figure must be a Figure of matplotlib or None, got {type(figure).__name__}")
     found, tasks = _of_training(table), _tasks(table)
     columns = min(_check.integer(columns, "columns", 1), len(tasks))
     _check.flag(log, "log")
@@ -151,8 +155,6 @@ def needed_by_task(
     if figure is None:
         size = np.minimum((0.5 + _PANEL[0] * columns, 0.5 + _PANEL[1] * rows), LARGEST)
         figure = plt.figure(figsize=tuple(size), layout="constrained")
-    elif not isinstance(figure, Figure):
-        raise TypeError(f"figure must be a Figure of matplotlib, got {type(figure).__name__}")
     with styled():
         panels: list[Axes] = []
         for i, task in enumerate(tasks):
@@ -194,10 +196,11 @@ def circuit_agreement(table: pd.DataFrame, ax: Axes | None = None, *, title: str
     Raises
     ------
     TypeError
-        If `table` is no DataFrame.
+        If `table` is no DataFrame, or `ax` no Axes.
     ValueError
         For a table without rows, or without a column that is needed.
     """
+    check_axes(ax)
     _check_columns(table, _MEASURES)
     names = _group_names(table)
     numbers = {name: table[name].to_numpy(np.float64, na_value=np.nan) for name in _MEASURES}

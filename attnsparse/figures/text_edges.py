@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
+from .. import _check
 from ..items import shortened
 from ..model.tables import edges
 from .style import (
@@ -19,6 +20,8 @@ from .style import (
     PLAIN_TEXT,
     VECTOR_LINES,
     apart,
+    check_axes,
+    check_run,
     column_text,
     given_text,
     new_axes,
@@ -59,9 +62,12 @@ def edge_kinds(table: pd.DataFrame, ax: Axes | None = None, title: str | None = 
 
     Raises
     ------
+    TypeError
+        If `table` is no DataFrame, or `ax` no Axes.
     ValueError
         Without one of the columns, or for more than three models.
     """
+    check_axes(ax)
     _need(table, ("kind", "edges_per_token", "loss_increase", "loss_increase_error"))
     models = _models(table)
     kinds = list(dict.fromkeys(table["kind"]))
@@ -116,13 +122,18 @@ def edges_by_position(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None
 
     Raises
     ------
+    TypeError
+        If `tables` is no mapping to DataFrames, or `ax` no Axes.
     ValueError
         Without one of the columns, and for no model or more than three.
     """
+    check_axes(ax)
+    if not isinstance(tables, Mapping):
+        raise TypeError(f"tables must be a mapping of names to tables, got {type(tables).__name__}")
     if not 1 <= len(tables) <= len(_COLOURS):
         raise ValueError(f"tables must be of one to {len(_COLOURS)} models, got {len(tables)}")
-    for table in tables.values():
-        _need(table, ("position", "edges", "edges_error", "self_edges"))
+    for name, table in tables.items():
+        _need(table, ("position", "edges", "edges_error", "self_edges"), f"tables[{name!r:.60}]")
     with styled():
         if ax is None:
             ax = new_axes((4.6, 2.6))
@@ -166,9 +177,13 @@ def text_edges(run: Run, ax: Axes | None = None, threshold: float = 0.0, title: 
 
     Raises
     ------
+    TypeError
+        If `run` is no Run, or `ax` no Axes.
     ValueError
         As `Run.open_edges` does.
     """
+    check_axes(ax)
+    check_run(run)
     table = edges(run, threshold)
     run = run[0]
     texts = [column_text(token) for token in run.token_strings]
@@ -236,8 +251,11 @@ def _models(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found
 
 
-def _need(table: pd.DataFrame, columns: tuple[str, ...]) -> None:
+def _need(table: pd.DataFrame, columns: tuple[str, ...], what: str = "table") -> None:
+    import pandas as pd
+
+    _check.instance(table, pd.DataFrame, what)
     for name in columns:
         if name not in table.columns:
             found = shortened(", ".join(map(str, table.columns)), 200)
-            raise ValueError(f"table must have a column {name!r}, got {found}")
+            raise ValueError(f"{what} must have a column {name!r}, got {found}")

@@ -11,6 +11,7 @@ import numpy as np
 from .. import _check
 from .._display import progress_bar
 from .._engine import core_for
+from .._tables import text_table
 from ..items import Edge, Mlp, Resid
 from .heads import factors
 from .select import Nodes
@@ -73,7 +74,6 @@ def check(
     RuntimeError
         If the model's weights changed after the graph was made.
     """
-    import pandas as pd
 
     chosen = None if nodes is None else graph.nodes_of(nodes)
     if chosen is not None and not len(chosen):
@@ -95,7 +95,7 @@ def check(
             rows += _node_rows(graph, group) if isinstance(group, np.ndarray) else _entry_rows(graph, group)
             if bar is not None:
                 bar.update()
-    table: pd.DataFrame = pd.DataFrame([dict(zip(COLUMNS, row)) for row in rows], columns=COLUMNS)
+    table: pd.DataFrame = text_table([dict(zip(COLUMNS, row)) for row in rows], COLUMNS)
     return table
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from .. import _check
 from .._display import html_table
 from .._engine import core_for
+from .._tables import text_table
 from ..items import Head, edge_label
 from .select import Nodes, ends
 
@@ -86,14 +87,13 @@ class ScoreSplit:
         ValueError
             For a negative n.
         """
-        import pandas as pd
 
         order = np.argsort(-np.abs(self.pairs), axis=None, kind="stable")[: _check.integer(n, "n", 0)]
         rows, columns = np.unravel_index(order, self.pairs.shape)
         value = self.pairs[rows, columns]
         with np.errstate(divide="ignore", invalid="ignore"):
             share = value / self.score
-        table: pd.DataFrame = pd.DataFrame(
+        table: pd.DataFrame = text_table(
             {
                 "query_id": [self.ids[i] for i in rows],
                 "query_label": [self.labels[i] for i in rows],
@@ -299,7 +299,6 @@ def heads(
         For another `through`, for a graph without head arrays (see `has_heads`) or, except for "edge",
         without activations, and as `weight` does.
     """
-    import pandas as pd
 
     sources, targets = ends(graph, source, target)
     base = _check.base(base)
@@ -319,7 +318,7 @@ def heads(
         key, query = next(iter(places))
         columns |= {"key_position": key + base, "query_position": query + base}
         columns["pattern"] = np.append(graph.pattern[layer, head, query, key], (np.nan, np.nan))
-    table: pd.DataFrame = pd.DataFrame(columns)
+    table: pd.DataFrame = text_table(columns)
     return table
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _check
+from .._tables import repeated, text_table
 from .graph import Graph
 from .select import Nodes
 from .word_effect import WordEffect, edge_row
@@ -88,7 +89,7 @@ def table(
         front = ({} if name is None else {"graph": str(name)}) | front
         front |= {"prompt_text": graph.prompt} if texts else {}
         for at, (column, value) in enumerate(front.items()):
-            part.insert(at, column, value)
+            part.insert(at, column, repeated(value, len(part)))
         parts.append(part)
     if not parts:
         raise ValueError("graphs must be a Graph or several, got none")
@@ -112,13 +113,12 @@ def _nodes(graph: Graph, ends: Ends) -> Nodes:
 
 
 def _of_word(found: WordEffect, of: str) -> pd.DataFrame:
-    import pandas as pd
 
     _check.choice(of, "of", OF_WORDS)
     if of == "checks":
         checks: pd.DataFrame = found.checks.copy()
         return checks
     if of == "summary":
-        rows: pd.DataFrame = pd.DataFrame([edge_row(found, "features", 0)])
+        rows: pd.DataFrame = text_table([edge_row(found, "features", 0)])
         return rows
     return {"heads": WordEffect.heads, "groups": WordEffect.groups, "arrows": WordEffect.arrows}[of](found)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._tables import text_table
 from .prune import known_scores
 from .select import KINDS
 
@@ -23,7 +24,6 @@ def nodes(graph: Graph) -> pd.DataFrame:
     pandas.DataFrame
         id, kind, layer, position, token, feature, value, probability, label, and influence if it is set.
     """
-    import pandas as pd
 
     strings = [graph.token_strings[p] if p >= 0 else "" for p in graph.position]
     columns = {
@@ -33,7 +33,7 @@ def nodes(graph: Graph) -> pd.DataFrame:
     }  # fmt: skip
     if graph.influence is not None:
         columns["influence"] = graph.influence
-    table: pd.DataFrame = pd.DataFrame(columns)
+    table: pd.DataFrame = text_table(columns)
     return table
 
 
@@ -45,11 +45,10 @@ def links(graph: Graph) -> pd.DataFrame:
     pandas.DataFrame
         source, target (node numbers), source_id, target_id, weight.
     """
-    import pandas as pd
 
     target = np.repeat(np.arange(len(graph)), np.diff(graph.start))
     ids = np.array(graph.ids)
-    table: pd.DataFrame = pd.DataFrame(
+    table: pd.DataFrame = text_table(
         {
             "source": graph.source,
             "target": target,
@@ -71,7 +70,6 @@ def summary(graph: Graph) -> pd.DataFrame:
         for each kind, n_edges, closure (NaN for a pruned graph, whose edges do not add up), and the
         columns of `scores`, if they are known.
     """
-    import pandas as pd
 
     thresholds = ", ".join(f"{name}={value:g}" for name, value in (graph.pruned or {}).items())
     row = {
@@ -84,5 +82,5 @@ def summary(graph: Graph) -> pd.DataFrame:
         "n_edges": len(graph.source),
         "closure": graph.closure if graph.pruned is None else np.nan,
     }
-    table: pd.DataFrame = pd.DataFrame([row | (known_scores(graph) or {})])
+    table: pd.DataFrame = text_table([row | (known_scores(graph) or {})])
     return table

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import _check
 from .._display import html_table, stage_bars
+from .._tables import text_table
 from ..circuits.entry_task import ANSWER, KEY, PROMPT, wrong_words
 from ..items import Edge, Head, token_label
 from .build import MAX_FEATURE_NODES, attribution_graph
@@ -188,7 +189,7 @@ class WordEffect:
             heads = [(head, share) for head, share in zip(split.heads, split.shares) if share != 0]
             entry = [float(self.graph.pattern[head][self.query, self.key]) for head, _ in heads]
             carries = split.shares != 0
-            table = pd.DataFrame(
+            table = text_table(
                 {
                     "through": through,
                     "item_rank": np.arange(1, len(heads) + 1),
@@ -222,11 +223,10 @@ class WordEffect:
             One row per group: group, positions (text), n_nodes, n_features, first_layer, last_layer (-1 for
             embeddings alone), influence (in units of the logit).
         """
-        import pandas as pd
 
         groups, base = list(self.named_groups.values()), _check.base(base)
         none = (-1, -1)
-        result: pd.DataFrame = pd.DataFrame(
+        result: pd.DataFrame = text_table(
             {
                 "group": [group.name for group in groups],
                 "positions": [" ".join(str(p + base) for p in group.positions) for group in groups],
@@ -248,7 +248,6 @@ class WordEffect:
             One row per pair of groups with a flow: source, target, weight (in units of the logit), share (of
             the logit difference).
         """
-        import pandas as pd
 
         names = list(self.named_groups)
         value = float(self.graph.value[self.graph.logits[0]])
@@ -261,7 +260,7 @@ class WordEffect:
             }
             for a, b in np.argwhere(self.flows)
         ]
-        result: pd.DataFrame = pd.DataFrame(rows, columns=["source", "target", "weight", "share"])
+        result: pd.DataFrame = text_table(rows, ["source", "target", "weight", "share"])
         return result
 
     def __repr__(self) -> str:

@@ -12,13 +12,13 @@ import numpy as np
 from .. import _check
 from .._core_types import Generated, GenerationOptions
 from .._display import SHOWN, Html, escaped, html_rows, stage_bars
+from .._tables import text_column, text_table
 from ..errors import printable
 from ..items import shortened
 from .batch import Batch, as_batch
 from .hooks import Hooks, compile_functions
 from .interventions import Ablate, Patch, compile_changes
 from .run import Freeze, compile_frozen
-from .tables import text_column
 from .tokenizer import checked_ids, token_texts
 
 if TYPE_CHECKING:
@@ -159,7 +159,6 @@ class Generation:
             Columns: model; prompt and sample_index, counted from 0; prompt_text; position in the text,
             counted from 0; token_id, token (its string), logprob, probability.
         """
-        import pandas as pd
 
         columns: dict[str, list[Any]] = {
             "prompt": [], "sample_index": [], "position": [], "token_id": [], "token": [], "logprob": [],
@@ -171,7 +170,7 @@ class Generation:
             for column, values in zip(columns.values(), rows):
                 column.extend(values)
         types = {"prompt": int, "sample_index": int, "position": int, "token_id": int, "logprob": float}
-        table: pd.DataFrame = pd.DataFrame(columns).astype(types)
+        table: pd.DataFrame = text_table(columns).astype(types)
         table.insert(0, "model", text_column([self.model.name] * len(table)))
         if _check.flag(texts, "texts"):
             whole = {text.prompt: "".join(self._shown_tokens(text.prompt_tokens)) for text in self._texts}

@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import _check
 from .._display import escaped, html_rows
+from .._tables import text_column, text_table
 from ..items import Head, token_label
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ __all__ = [
     "heads",
     "position",
     "summary_html",
-    "text_column",
     "token_id",
 ]
 
@@ -194,7 +194,6 @@ def _entry_table(
 ) -> pd.DataFrame:
     """The common columns for attention entries given as five index arrays (prompt, layer, head, query, key);
     directions: in the residual stream, one for each prompt."""
-    import pandas as pd
 
     prompt, layer, head, query, key = (np.asarray(index, np.int64) for index in entries)
     n_head = run.model.config.n_head
@@ -227,7 +226,7 @@ def _entry_table(
             columns["logit_diff"] = (
                 weight * projection[layer, head, start + key] + 0.0
             )  # so that no -0.0 is shown
-    table: pd.DataFrame = pd.DataFrame(columns)
+    table: pd.DataFrame = text_table(columns)
     return table
 
 
@@ -238,20 +237,6 @@ def _scores(runs: Sequence[Run], prompt: np.ndarray, *entries: np.ndarray) -> tu
     found = [one.entry_scores(*(index[span] for index in entries)) for one, span in zip(runs, spans)]
     scores, gates = (np.concatenate(parts) for parts in zip(*found))
     return scores, gates
-
-
-def text_column(values: Iterable[str]) -> pd.Series:
-    """A text column whose type does not depend on whether it is empty.
-
-    Python keeps the text also where pandas would use Arrow, which refuses halves of surrogate pairs.
-    """
-    import pandas as pd
-
-    dtype: Any = pd.Series([], dtype=str).dtype
-    if isinstance(dtype, pd.StringDtype):
-        dtype = pd.StringDtype("python", na_value=np.nan)
-    column: pd.Series = pd.Series(list(values), dtype=dtype)
-    return column
 
 
 def first_columns(run: Run, number: np.ndarray, prompt: np.ndarray | None, texts: bool) -> dict[str, Any]:

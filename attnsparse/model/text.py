@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from .. import _check
+from .._tables import text_column, text_table
 from .batch import as_batch, listed
 from .tokenizer import Tokenizer, checked_ids, token_texts
 
@@ -192,7 +193,6 @@ class ModelText:
         ValueError, IndexError, TypeError
             As `Model.run`.
         """
-        import pandas as pd
 
         base = _check.base(base)
         batch = as_batch(cast("Model", self), prompts, prepend_bos)
@@ -201,10 +201,10 @@ class ModelText:
         columns = {
             "prompt": prompt,
             "position": np.arange(len(prompt)) - batch.offsets[prompt] + base,
-            "token": pd.Series(tokens, dtype=str),
+            "token": text_column(tokens),
             "token_id": batch.tokens.astype(np.int64),
         }
-        table: pd.DataFrame = pd.DataFrame(columns)
+        table: pd.DataFrame = text_table(columns)
         return table
 
     def _need_tokenizer(self) -> Tokenizer:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .. import tasks
+from .._tables import text_table
 from ..model.evaluation import token_losses
 from ..tasks import words
 from .demo_text import END_YEAR_ENTROPY, LENGTH, DemoText
@@ -42,7 +43,7 @@ def measure(model: Model) -> Measured:
                 name, model._need_tokenizer(), n=most, seed=PROMPT_SEED, held_out_words=held_out
             )
             rows.append(_measure_task(model, task))
-    return Measured(cross_entropy, floor, pd.DataFrame(rows))
+    return Measured(cross_entropy, floor, text_table(rows))
 
 
 def _measure_task(model: Model, task: tasks.Task) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from .._tables import text_table
 from ..model.config import KEPT_ENTRIES
 from ..model.model import Model
 from .job import write_csv
@@ -125,7 +126,7 @@ def frontier_table(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
         )
     kinds = [NONE, GATE, *RULES]
     rows.sort(key=lambda row: (kinds.index(row["sparse_by"]), not row["trained"], row["edges_per_token"]))
-    table: pd.DataFrame = pd.DataFrame(rows)
+    table: pd.DataFrame = text_table(rows)
     return table
 
 

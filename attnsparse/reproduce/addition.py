@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from .._tables import repeated, text_table
 from ..figures.edges import addition_figure
 from ..items import Head
 from ..model.tables import edges
@@ -68,7 +69,7 @@ def models_table(models: dict[str, Model], evaluations: dict[str, AdditionEvalua
                 "digest": models[name].digest,
             }
         )
-    table: pd.DataFrame = pd.DataFrame(rows)
+    table: pd.DataFrame = text_table(rows)
     return table
 
 
@@ -84,7 +85,7 @@ def sums_table(models: dict[str, Model], evaluations: dict[str, AdditionEvaluati
                 f"{name}_right": bool(found.right[100 * a + b]),
             }
         rows.append(row | {"edges_possible": possible_edges(next(iter(models.values())).config)})
-    table: pd.DataFrame = pd.DataFrame(rows)
+    table: pd.DataFrame = text_table(rows)
     return table
 
 
@@ -96,8 +97,8 @@ def edges_table(models: dict[str, Model]) -> pd.DataFrame:
             a, b = addition.parse_sum(text)
             run = model.run(addition.sequence(a, b), record=("pattern", "q", "k", "v"))
             table = edges(run, edge_threshold(model))
-            table["model"] = name
-            table.insert(1, "addends", text)
+            table["model"] = repeated(name, len(table))
+            table.insert(1, "addends", repeated(text, len(table)))
             parts.append(table)
     return pd.concat(parts, ignore_index=True)
 
@@ -108,7 +109,7 @@ def carry_table(sparse: AdditionEvaluation) -> pd.DataFrame:
     Sorted by how far the two fractions differ, largest difference first.
     """
     layer, head, query, key = np.nonzero(sparse.used)
-    table: pd.DataFrame = pd.DataFrame(
+    table: pd.DataFrame = text_table(
         {
             "layer": layer,
             "head_index": head,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from .._tables import text_table
 from ..circuits.entry_effects import EntryEffects, entry_effects
 from ..figures.entry_overview import draw_sketch, n_drawn
 from ..items import token_label
@@ -79,7 +80,7 @@ def models_table(found: dict[str, dict[str, EntryEffects]]) -> pd.DataFrame:
                     "digest": carriers.run.model.digest,
                 }
             )
-    table: pd.DataFrame = pd.DataFrame(rows)
+    table: pd.DataFrame = text_table(rows)
     return table
 
 

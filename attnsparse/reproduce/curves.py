@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .._tables import text_table
 from ..figures.effects import effect_curves, effect_limits
 from ..figures.style import styled
 from .pair import (
@@ -92,7 +93,7 @@ def tables_of(circuits: Circuits) -> dict[str, pd.DataFrame]:
     """ratios (to the sparse model), curves (every point), items (the best)."""
     found = [pair for by_role in circuits.values() for pair in by_role.items()]
     return {
-        "ratios": pd.DataFrame(
+        "ratios": text_table(
             [
                 ratio_row(role, circuit, by_role["sparse"])
                 for by_role in circuits.values()

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .._tables import text_table
 from ..circuits.entry_task import KEY, PROMPT, wrong_words
 from ..figures.graph_overview import LEAST_ARROW, LEAST_BOX, graph_overview
 from ..graphs.graph import Graph
@@ -41,7 +42,7 @@ def tables(found: Mapping[str, WordEffect], base: int) -> dict[str, pd.DataFrame
         for through in edge.loadings
     ]
     return {
-        "graph": pd.DataFrame(edges),
+        "graph": text_table(edges),
         "graph-checks": _by_role(found, lambda edge: edge.checks),
         "graph-heads": _by_role(found, lambda edge: edge.heads(base)),
         "graph-groups": _by_role(found, lambda edge: edge.groups(base)),
@@ -90,7 +91,7 @@ def features_table(found: WordEffect, base: int) -> pd.DataFrame:
                     "label": labels[key],
                 }
             )
-    table: pd.DataFrame = pd.DataFrame(rows)
+    table: pd.DataFrame = text_table(rows)
     return table
 
 

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from .._tables import text_table
 from ..figures.frontier import frontier
 from ..figures.style import styled
 from ..figures.text_edges import edge_kinds as draw_kinds
@@ -63,7 +64,7 @@ def make(
     )
     windows = text.held_out[np.arange(len(text.held_out)) % STEERING != 0]
     some = windows[:: -(-len(windows) // MOST_WINDOWS)]
-    texts: pd.DataFrame = pd.DataFrame([file._asdict() for file in text.texts]).drop(columns="source")
+    texts: pd.DataFrame = text_table([file._asdict() for file in text.texts]).drop(columns="source")
     return [
         _frontier(_points(models, sparse, windows), texts),
         _kinds(models, some),
@@ -139,7 +140,7 @@ def _ratios(table: pd.DataFrame) -> pd.DataFrame:
                     "ratio": needed / gate["edges_per_token"],
                 }
             )
-    made: pd.DataFrame = pd.DataFrame(rows)
+    made: pd.DataFrame = text_table(rows)
     return made
 
 

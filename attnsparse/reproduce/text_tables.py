@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .._display import progress_bar
+from .._tables import text_table
 from ..model.evaluation import checked_rows
 from ..recipes.text_evaluation import mean
 
@@ -110,7 +111,7 @@ def edge_kinds(model: Model, windows: Any, *, progress: bool | None = None) -> p
         model.config.n_layer * model.config.n_head * np.array([(of == k).sum() for k in range(len(KINDS))])
     )
     costs = [mean(losses - plain) for losses in without]
-    table: pd.DataFrame = pd.DataFrame(
+    table: pd.DataFrame = text_table(
         {
             "kind": KINDS,
             "edges_per_token": counts / rows.size,
@@ -153,7 +154,7 @@ def edges_by_position(model: Model, windows: Any) -> pd.DataFrame:
             edges[begin + i] = gate.sum((0, 1, 3))
             own[begin + i] = np.diagonal(gate, axis1=2, axis2=3).sum((0, 1))
     found = [mean(column) for column in edges.T]
-    table: pd.DataFrame = pd.DataFrame(
+    table: pd.DataFrame = text_table(
         {
             "position": np.arange(rows.shape[1]),
             "edges": [one.value for one in found],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import _check
+from .._tables import text_table
 from .cell import cell_key
 from .store import Plan, Store
 
@@ -46,7 +47,6 @@ def sweep_status(out: str | os.PathLike[str]) -> pd.DataFrame:
 
 def status_of(store: Store, plans: Sequence[Plan]) -> pd.DataFrame:
     """The same for the cells of some plans, each once."""
-    import pandas as pd
 
     found = store.tried()
     differing = [
@@ -60,6 +60,6 @@ def status_of(store: Store, plans: Sequence[Plan]) -> pd.DataFrame:
             place = {"model": model, "task": task, "seed": seed}
             rows.setdefault(key, {**options, **place, **found.get(key, {"state": "missing"})})
     names = [*differing, "model", "task", "seed", "state", "seconds", "error"]
-    table: pd.DataFrame = pd.DataFrame(list(rows.values()), columns=names)
+    table: pd.DataFrame = text_table(list(rows.values()), names)
     table["seconds"] = table["seconds"].astype("float64")
     return table

@@ -13,6 +13,7 @@ import numpy as np
 from .. import _check, _random
 from .._core_types import Curve
 from .._engine import core_for
+from .._tables import text_table
 from ..circuits.choices import COUNTED_BY, MAX_RESAMPLES
 from .store import Store
 from .tables import FRACTIONS, OF_OPTIONS, PARTITIONS, TABLES, columns
@@ -337,9 +338,8 @@ def _interval(values: np.ndarray, resamples: tuple[int, float, int]) -> tuple[fl
 
 def _in_order(rows: list[dict[str, Any]], order: list[str]) -> pd.DataFrame:
     """The rows as a table, sorted by these columns, which come first."""
-    import pandas as pd
 
-    found = pd.DataFrame(rows)
+    found = text_table(rows)
     names = [*order, *(name for name in found if name not in order)]
     if "training_step" in found:
         found["training_step"] = found["training_step"].astype("Int64")

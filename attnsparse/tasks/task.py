@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import _check
 from .._display import Html, escaped, html_rows
+from .._tables import text_table
 from ..model.tokenizer import Tokenizer
 from .metrics import TASK_METRICS
 
@@ -293,7 +294,6 @@ class Task:
         `from_dataframe` makes the same task again, and so does `read_eap_csv` of `to_csv(path, index=False)`.
         pandas' own `read_csv` reads digits as numbers: give it `dtype=str, keep_default_na=False`.
         """
-        import pandas as pd
 
         rows = range(len(self))
         columns = {
@@ -308,7 +308,7 @@ class Task:
         }
         if not any(self.labels):
             del columns["label"]
-        frame: pd.DataFrame = pd.DataFrame(columns)
+        frame: pd.DataFrame = text_table(columns)
         return frame
 
     def _texts(self, ids: np.ndarray) -> str | list[str]:

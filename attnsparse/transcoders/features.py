@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .. import _check
 from .._display import SHOWN, html_table
+from .._tables import text_table
 from ..items import token_label
 from ..model.run import Run
 from .arrays import layers_text
@@ -123,7 +124,6 @@ class Features:
         pandas.DataFrame
             Columns layer, position, token, feature, activation.
         """
-        import pandas as pd
 
         base = _check.base(base)
         tokens = np.array([token_label(token) for token in self.run.token_strings], object)
@@ -134,7 +134,7 @@ class Features:
             "feature": self.feature,
             "activation": self.activation,
         }
-        table: pd.DataFrame = pd.DataFrame(columns)
+        table: pd.DataFrame = text_table(columns)
         return table
 
     def __reduce__(self) -> NoReturn:

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import _check
 from .._display import SHOWN, html_table
+from .._tables import text_table
 from ..items import token_label
 
 if TYPE_CHECKING:
@@ -156,12 +157,11 @@ class FeatureLabels(Mapping[Key, str]):
         KeyError
             If the feature is not described.
         """
-        import pandas as pd
 
         row = self._row(layer, feature)
         examples = self.examples(layer, feature)
         n = len(examples)
-        table: pd.DataFrame = pd.DataFrame(
+        table: pd.DataFrame = text_table(
             {
                 "prompt": self.prompt[row, :n],
                 "position": self.position[row, :n],
@@ -240,12 +240,11 @@ class FeatureLabels(Mapping[Key, str]):
         return self._effects(layer, feature, "suppressed")
 
     def _effects(self, layer: int, feature: int, side: str) -> pd.DataFrame:
-        import pandas as pd
 
         row = self._row(layer, feature)
         tokens, effects = getattr(self, f"{side}_tokens")[row], getattr(self, f"{side}_effects")[row]
         strings = [self.strings[int(token)] for token in tokens]
-        table: pd.DataFrame = pd.DataFrame({"token": strings, "effect": effects})
+        table: pd.DataFrame = text_table({"token": strings, "effect": effects})
         return table
 
     def to_pandas(self) -> pd.DataFrame:
@@ -260,7 +259,6 @@ class FeatureLabels(Mapping[Key, str]):
         return self._table(self)
 
     def _table(self, keys: Iterable[Key]) -> pd.DataFrame:
-        import pandas as pd
 
         rows = []
         for key in keys:
@@ -268,7 +266,7 @@ class FeatureLabels(Mapping[Key, str]):
             plain = {"layer": key[0], "feature": key[1], "label": self[key]}
             rows.append(plain | (_NOTHING if row is None else self._columns(row)))
         names = ("layer", "feature", "label", *_NOTHING)
-        table: pd.DataFrame = pd.DataFrame(rows, columns=names)
+        table: pd.DataFrame = text_table(rows, names)
         return table
 
     def _columns(self, row: int) -> dict[str, Any]:

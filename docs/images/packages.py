@@ -25,7 +25,8 @@ PYTHON = [  # from the top: (name, what it holds)
     ("tasks", "prompts with answers, metrics"),
     ("model", "weights, tokenizer, runs, gradients"),
     ("io", "readers that trust nothing, atomic writing"),
-    ("errors items _check _random _engine _display", "what every package uses"),
+    ("_engine _tables _display", "the core, tables with text, progress"),
+    ("errors items _check _random", "what every package uses"),
 ]
 C = [  # from the top, rows of (name, what it holds)
     [("python", "the binding; alone it knows Python")],
@@ -90,8 +91,8 @@ def draw() -> plt.Figure:
     arrow(ax, (RIGHT + WIDTH + 0.22, first + HEIGHT), (RIGHT + WIDTH + 0.22, bottom))
     for x in (LEFT - 0.36, RIGHT + WIDTH + 0.38):
         ax.text(x, bottom + 2.4, "uses", rotation=90, ha="center", va="center", size=9, color=NOTE)
-    ax.plot([LEFT + WIDTH, LEFT + WIDTH + 0.65], [bottom + HEIGHT / 2] * 2, color=EDGE, linewidth=1.4)
-    ax.plot([LEFT + WIDTH + 0.65] * 2, [bottom + HEIGHT / 2, first + 0.39], color=EDGE, linewidth=1.4)
+    ax.plot([LEFT + WIDTH, LEFT + WIDTH + 0.65], [bottom + STEP + HEIGHT / 2] * 2, color=EDGE, linewidth=1.4)
+    ax.plot([LEFT + WIDTH + 0.65] * 2, [bottom + STEP + HEIGHT / 2, first + 0.39], color=EDGE, linewidth=1.4)
     arrow(ax, (LEFT + WIDTH + 0.65, first + 0.39), (RIGHT, first + 0.39), EDGE)
     ax.text(RIGHT, first + 2.9, BOUNDARY, size=9, color=NOTE, va="top", linespacing=1.4)
     ax.set(xlim=(-0.1, RIGHT + WIDTH + 0.6), ylim=(bottom - 0.15, TOP + 1.25))

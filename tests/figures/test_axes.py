@@ -24,6 +24,7 @@ def test_the_figures_that_are_drawn_on_axes():
         "entry_overview",
         "graph_overview",
         "head_grids",
+        "needed_by_task",
         "save",
     }
     assert set(ON_AXES) == set(figures.__all__) - whole

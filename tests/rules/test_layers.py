@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="needs the source tree
 
 # A package may import those before it.
 ORDER = [
-    "_version", "errors", "_core_types", "_check", "items", "_random", "_engine", "_display", "io", "_page",
-    "model", "tasks", "training", "circuits", "sweeps", "transcoders", "graphs", "pages", "figures",
+    "_version", "errors", "_core_types", "_check", "items", "_random", "_engine", "_tables", "_display", "io",
+    "_page", "model", "tasks", "training", "circuits", "sweeps", "transcoders", "graphs", "pages", "figures",
     "recipes", "reproduce", "cli", "__main__",
 ]  # fmt: skip
 # Methods of objects that hand over to a module above them in their package, or to one that is slow to import.

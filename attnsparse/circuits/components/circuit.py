@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ... import _check
 from ..._engine import core_for
+from ..._tables import text_table
 from ...io.atomic import write_atomic
 from ...io.limits import DEFAULT_LIMITS, Limits
 from ...model.model import Model
@@ -206,7 +207,6 @@ class ComponentCircuit:
         pandas.DataFrame
             Columns item_rank (from 1), name ("a0.h3->a5.h1<q>"), sender, receiver, score.
         """
-        import pandas as pd
 
         places = self.order()
         sender = np.array(names.senders(self._shape))[places[:, 0]]
@@ -218,7 +218,7 @@ class ComponentCircuit:
             "receiver": receiver,
             "score": self.scores[places[:, 0], places[:, 1]],
         }
-        frame: pd.DataFrame = pd.DataFrame(table)
+        frame: pd.DataFrame = text_table(table)
         return frame
 
     def to_json(self, path: str | os.PathLike[str], n: int | None = None, *, prune: bool = True) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ... import _check
 from ..._engine import core_for
+from ..._tables import text_table
 from ...io.limits import Limits
 from ...model.model import Model
 from ...model.run import DEFAULT_MAX_BYTES
@@ -281,13 +282,12 @@ class NodeCircuit:
         pandas.DataFrame
             Columns node ("a0.h3"), for neurons neuron, and score.
         """
-        import pandas as pd
 
         places = np.unravel_index(self._order(), self.scores.shape)
         table: dict[str, Any] = {"node": np.array(names.senders(self._shape))[places[0]]}
         if self.level == "neuron":
             table["neuron"] = places[1]
-        frame: pd.DataFrame = pd.DataFrame(table | {"score": self.scores[places]})
+        frame: pd.DataFrame = text_table(table | {"score": self.scores[places]})
         return frame
 
     def to_json(self, path: str | os.PathLike[str], n: int | None = None, *, prune: bool = True) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ... import _check
 from ..._display import stage_bars
+from ..._tables import text_table
 from ...items import Head
 from ...model.model import Model
 from ...model.run import DEFAULT_MAX_BYTES
@@ -104,7 +105,6 @@ class PathPatch:
         pandas.DataFrame
             senders and receivers, joined by blanks; mean_metric, effect and recovered, float.
         """
-        import pandas as pd
 
         rows = [" ".join(group) for group in _groups(self.senders, self.each, "senders")]
         columns = [" ".join(group) for group in _groups(self.receivers, self.each, "receivers")]
@@ -114,7 +114,7 @@ class PathPatch:
         }
         numbers = {"mean_metric": self.mean.ravel(), "effect": self.effect.ravel()}
         numbers["recovered"] = self.recovered.ravel()
-        frame: pd.DataFrame = pd.DataFrame(table | numbers)
+        frame: pd.DataFrame = text_table(table | numbers)
         return frame
 
     def __repr__(self) -> str:

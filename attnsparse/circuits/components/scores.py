@@ -16,6 +16,7 @@ import numpy as np
 
 from ... import _check
 from ..._display import stage_bars
+from ..._tables import text_table
 from ...model.run import DEFAULT_MAX_BYTES
 from ...tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
 from ...tasks.task import Task
@@ -108,7 +109,6 @@ class ComponentScores:
             Columns name ("a0.h3->a5.h1<q>"), sender, receiver and score for component edges; name and score
             for nodes; node, neuron and score for neurons.
         """
-        import pandas as pd
 
         table: dict[str, Any]
         if self.level == "node":
@@ -123,7 +123,7 @@ class ComponentScores:
             edges = [f"{one}->{other}" for one, other in zip(sender, receiver)]
             scores = self.scores[row, column]
             table = {"name": edges, "sender": sender, "receiver": receiver, "score": scores}
-        frame: pd.DataFrame = pd.DataFrame(table)
+        frame: pd.DataFrame = text_table(table)
         return frame
 
     to_mib = component_mib.scores_to_mib

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ... import _check
+from ..._tables import text_column, text_table
 from ...items import Head
 from .. import tables
 from .rows import Rows, chosen_rows, origin
@@ -193,7 +194,7 @@ def _table(
     )
     columns |= {
         "position": rows.position[repeated] + base,
-        "component": tables.text_column(np.tile(names, n)),
+        "component": text_column(np.tile(names, n)),
         "layer": pd.arrays.IntegerArray(np.tile(np.where(outside, 0, layer), n), np.tile(outside, n)),
     }
     of_one = number >= 0
@@ -201,14 +202,14 @@ def _table(
     if by == "head":
         columns["head_index"] = numbers
         heads = zip(np.tile(layer, n).tolist(), number.tolist(), strict=True)
-        columns["label"] = tables.text_column([Head(*head).label if head[1] >= 0 else "" for head in heads])
+        columns["label"] = text_column([Head(*head).label if head[1] >= 0 else "" for head in heads])
     elif by == "position":
         columns["key_position"] = numbers
-        columns["key_token"] = tables.text_column(_key_tokens(run, rows, number, repeated))
+        columns["key_token"] = text_column(_key_tokens(run, rows, number, repeated))
     elif by == "neuron":
         columns["neuron"] = numbers
     columns["contribution"] = values.ravel() + 0.0  # so that no -0.0 is shown
-    table: pd.DataFrame = pd.DataFrame(columns)[inside].reset_index(drop=True)
+    table: pd.DataFrame = text_table(columns)[inside].reset_index(drop=True)
     table.attrs.update(origin(run, base))
     return table
 

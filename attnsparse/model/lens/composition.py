@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..._tables import text_column, text_table
 from ...items import Head
-from ..tables import text_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,6 @@ def composition_scores(model: Model) -> pd.DataFrame:
     RuntimeError
         While another thread changes the weights.
     """
-    import pandas as pd
 
     scores = model._core.composition()
     layers, heads = scores.shape[1:3]
@@ -47,7 +46,7 @@ def composition_scores(model: Model) -> pd.DataFrame:
         "receiver": text_column(labels[pairs[2], pairs[3]]),
     }
     names = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
-    table: pd.DataFrame = pd.DataFrame(
+    table: pd.DataFrame = text_table(
         {**columns, **dict(zip(names, pairs)), **{way: scores[i][pairs] for i, way in enumerate("qkv")}}
     )
     table.attrs.update({"model": model.name, "digest": model.digest})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import _check
+from ..._tables import text_column, text_table
 from ...items import Head
 from .. import tables
 from .rows import origin
@@ -81,7 +82,6 @@ def detect_heads(
     ValueError
         For an unknown name, a pattern of another shape, or one that looks ahead.
     """
-    import pandas as pd
 
     _check.choice(error_measure, "error_measure", MEASURES)
     flags = (
@@ -96,13 +96,13 @@ def detect_heads(
     scores = run._core.detect(packed, error_measure, *flags)[:, chosen]
     c = run.model.config
     layer, head = (index.ravel() for index in np.indices((c.n_layer, c.n_head)))
-    columns: dict[str, Any] = {"model": tables.text_column([run.model.name] * len(layer))}
+    columns: dict[str, Any] = {"model": text_column([run.model.name] * len(layer))}
     columns |= {"layer": layer, "head_index": head}
-    columns["label"] = tables.text_column(
+    columns["label"] = text_column(
         Head(*pair).label for pair in zip(layer.tolist(), head.tolist(), strict=True)
     )
     columns |= {name: own.mean(axis=0).ravel() for name, own in zip(wanted, scores, strict=True)}
-    table: pd.DataFrame = pd.DataFrame(columns)
+    table: pd.DataFrame = text_table(columns)
     table.attrs.update(origin(run, 0))
     return table
 

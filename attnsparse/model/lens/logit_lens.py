@@ -9,6 +9,7 @@ import numpy as np
 
 from ... import _check
 from ..._engine import core_for
+from ..._tables import text_column, text_table
 from .. import tables
 from ..tokenizer import token_texts
 from .rows import Rows, chosen_rows, origin, row_tokens
@@ -168,7 +169,6 @@ def _table(
     first: dict[str, np.ndarray],
     texts: bool,
 ) -> pd.DataFrame:
-    import pandas as pd
 
     token, logit, probability, *of_asked, place = read
     if asked.shape[1]:
@@ -179,17 +179,17 @@ def _table(
     shown = np.array(row_tokens(run, rows), object)
     columns = tables.first_columns(run, rows.number[each], rows.prompt[each], _check.flag(texts, "texts"))
     for name, values in first.items():
-        columns[name] = tables.text_column(values[each]) if name == "label" else values[each]
+        columns[name] = text_column(values[each]) if name == "label" else values[each]
     columns |= {
         "position": rows.position[each] + base,
-        "position_token": tables.text_column(shown[each]),
+        "position_token": text_column(shown[each]),
         "place": place.ravel(),
-        "token": tables.text_column(_names(run, token.ravel())),
+        "token": text_column(_names(run, token.ravel())),
         "token_id": token.ravel().astype(np.int64),
         "logit": logit.ravel(),
         "probability": probability.ravel(),
     }
-    table: pd.DataFrame = pd.DataFrame(columns)
+    table: pd.DataFrame = text_table(columns)
     table.attrs.update(origin(run, base))
     return table
 
