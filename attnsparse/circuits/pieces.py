@@ -203,9 +203,13 @@ def _share(tell: Tell, name: str, begin: int, size: int, total: int) -> Tell:
     """What a piece tells, as a share of the whole."""
     if tell is None:
         return None
+    last = -1
 
     def told(stage: str, done: int, of: int) -> None:
-        tell(name, begin + size * done // max(of, 1), total)
+        nonlocal last
+        if (now := begin + size * done // max(of, 1)) != last:
+            last = now
+            tell(name, now, total)
 
     return told
 

@@ -241,10 +241,16 @@ def _scores(runs: Sequence[Run], prompt: np.ndarray, *entries: np.ndarray) -> tu
 
 
 def text_column(values: Iterable[str]) -> pd.Series:
-    """A text column whose type does not depend on whether it is empty."""
+    """A text column whose type does not depend on whether it is empty.
+
+    Python keeps the text also where pandas would use Arrow, which refuses halves of surrogate pairs.
+    """
     import pandas as pd
 
-    column: pd.Series = pd.Series(list(values), dtype=str)
+    dtype: Any = pd.Series([], dtype=str).dtype
+    if isinstance(dtype, pd.StringDtype):
+        dtype = pd.StringDtype("python", na_value=np.nan)
+    column: pd.Series = pd.Series(list(values), dtype=dtype)
     return column
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 from .. import _check
-from ..errors import printable
+from ..errors import printable, quoted
 from ..io.foreign import NO_WEIGHTS
 from ..items import name_of
 from ..model.load import load
@@ -255,4 +255,6 @@ def _checked_name(name: object, what: str) -> str:
 def _check_different(names: Sequence[str], what: str) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"{what} must have different names, got {twice!r:.80} twice; give a mapping by name")
+        raise ValueError(
+            f"{what} must have different names, got {quoted(twice)} twice; give a mapping by name"
+        )

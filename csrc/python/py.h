@@ -159,12 +159,17 @@ const asp_mlp_substitute *asp_py_features_substitute_given(py_substitute *substi
 /* After the run; its features may be lent if it ended well.  Accepts NULL. */
 void asp_py_features_substitute_free(py_substitute *substitute, asp_status status);
 
+/* The activation of this name, or 0 and an exception. */
+int asp_py_features_activation(const char *name, asp_transcoder_activation *activation);
+
+/* ---- py_steering.c ------------------------------------------------------------------- */
+
 /* Features that are changed in a pass, from _core_types.Steering, with the arrays that they point to; NULL and an
  * exception if they are not well formed.  n_texts: sequences of each prompt. */
 typedef struct py_steering py_steering;
-py_steering *asp_py_features_steering_new(PyObject *object, py_model *model, int64_t n_texts);
-asp_visitor asp_py_features_steering_given(const py_steering *steering);
-void asp_py_features_steering_free(py_steering *steering);
+py_steering *asp_py_steering_new(PyObject *object, py_model *model, int64_t n_texts);
+asp_visitor asp_py_steering_given(const py_steering *steering);
+void asp_py_steering_free(py_steering *steering);
 
 /* ---- py_contexts.c ------------------------------------------------------------------- */
 
@@ -432,8 +437,6 @@ PyObject *asp_py_component_values_acdc(PyObject *self, PyObject *args, PyObject 
 PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_values_gradients(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_values_masks(PyObject *self, PyObject *args, PyObject *kwargs);
-
-/* ---- py_component_select.c ----------------------------------------------------------------- */
 
 PyObject *asp_py_component_select_order(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_select(PyObject *module, PyObject *args, PyObject *kwargs);

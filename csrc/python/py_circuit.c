@@ -289,7 +289,7 @@ static py_functions *new_functions(PyObject *object, const asp_config *config) {
 
 void asp_py_circuit_experiment_free(py_experiment *e) {
     free_functions(e->functions);
-    asp_py_features_steering_free(e->steering);
+    asp_py_steering_free(e->steering);
     free_frozen(e->frozen);
     free_interventions(e->interventions);
 }
@@ -300,14 +300,13 @@ int asp_py_circuit_experiment_read(py_experiment *e, const py_experiment_objects
     if (given->interventions != Py_None && !(e->interventions = new_interventions(given->interventions, config)))
         return 0;
     if (given->frozen != Py_None && !(e->frozen = new_frozen(given->frozen, model, batch, n_texts))) return 0;
-    if (given->steering != Py_None && !(e->steering = asp_py_features_steering_new(given->steering, model, n_texts)))
-        return 0;
+    if (given->steering != Py_None && !(e->steering = asp_py_steering_new(given->steering, model, n_texts))) return 0;
     return given->functions == Py_None || (e->functions = new_functions(given->functions, config)) != NULL;
 }
 
 const asp_hooks *asp_py_circuit_experiment_hooks(py_experiment *e, py_call *call) {
     if (e->frozen) e->visitors[e->n_visitors++] = *e->frozen->visitor;
-    if (e->steering) e->visitors[e->n_visitors++] = asp_py_features_steering_given(e->steering);
+    if (e->steering) e->visitors[e->n_visitors++] = asp_py_steering_given(e->steering);
     if (e->functions) {
         e->functions->running = call;
         e->visitors[e->n_visitors++] = e->functions->visitor;

@@ -234,7 +234,8 @@ static const asp_parameter *find_trained(py_trainer *self, PyObject *name) {
 
 static PyObject *trainer_place(PyObject *object, PyObject *name) {
     const asp_parameter *p = find_trained((py_trainer *)object, name);
-    return p ? Py_BuildValue("(LL)", (long long)p->offset, (long long)(p->offset + p->size)) : NULL;
+    const long long end = p ? p->offset + p->size : 0;
+    return p ? Py_BuildValue("(LL)", (long long)p->offset, end) : NULL;
 }
 
 static PyObject *trainer_moments(PyObject *object, PyObject *name) {

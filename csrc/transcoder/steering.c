@@ -85,7 +85,7 @@ static asp_status allocate_steering(steering *s, asp_error *err) {
 /* ---- places ------------------------------------------------------------------------------- */
 
 /* The first change that is not before a place. */
-static int64_t first_change(const steering *s, int64_t layer, int64_t sequence, int64_t position) {
+static int64_t first_at(const steering *s, int64_t layer, int64_t sequence, int64_t position) {
     const int64_t place[] = {layer, sequence, position};
     int64_t low = 0, high = s->given.n;
     while (low < high) {
@@ -113,8 +113,8 @@ static int64_t list_rows(const steering *s, const asp_visit *visit, int64_t laye
     int64_t n = 0;
     for (int64_t b = 0; b < visit->n_sequences; b++) {
         const int64_t first = asp_visit_first(visit, b), t = visit->offsets[b + 1] - visit->offsets[b];
-        const int64_t sequence = b / s->given.n_texts, last = first_change(s, layer, sequence, first + t);
-        for (int64_t i = first_change(s, layer, sequence, first), end; i < last; i = end, n++) {
+        const int64_t sequence = b / s->given.n_texts, last = first_at(s, layer, sequence, first + t);
+        for (int64_t i = first_at(s, layer, sequence, first), end; i < last; i = end, n++) {
             end = end_of_place(s, i);
             if (rows)
                 rows[n] =

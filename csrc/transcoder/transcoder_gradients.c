@@ -72,7 +72,7 @@ static int64_t select_active(const asp_coder_job *job, const asp_coder_layer *l,
             const double distance = (double)pre[f] - l->threshold[f];
             if (distance <= -0.5 * o->bandwidth) continue;
             values[n] = distance <= 0 ? 0 : pre[f];
-            s->dlog[slot + n] = fabs(distance) < 0.5 * o->bandwidth;
+            s->dlog[slot + n] = fabs(distance) < 0.5 * o->bandwidth ? 1 : 0;
         }
         chosen[n++] = (int32_t)f;
     }

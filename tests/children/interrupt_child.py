@@ -651,7 +651,7 @@ def trainer_object(size: str, count: int) -> dict[str, Any]:
         except KeyboardInterrupt:
             n_caught += 1
         sender.join()
-        fine = fine and len(trainer._results) == trainer.step_count
+        fine = fine and len(trainer._history.results) == trainer.step_count
     done = trainer.step_count
     whole = asp.Trainer(tiny_training.model(), tiny_training.data(), tiny_training.options(n_steps))
     whole.train(progress=False, until=done)

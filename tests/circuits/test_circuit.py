@@ -357,6 +357,7 @@ def test_edges():
     assert found.labels[:2] == ["a0.h1[5->5]", "a1.h0[0->5]"]
     assert found.heads() == [Head(0, 1), Head(1, 0)]
     assert list(found.to_pandas()) == [
+        "model",
         "item_rank",
         "label",
         "layer",
@@ -373,12 +374,12 @@ def test_names_of_positions():
     named = dataclasses.replace(task, position_labels=tuple(f"p{i}" for i in range(6)))
     found = with_toy(EDGES, task=named)[0]
     table = found.to_pandas()
-    assert list(table)[4:] == ["query_position", "key_position", "query_token", "key_token", "score"]
+    assert list(table)[5:] == ["query_position", "key_position", "query_token", "key_token", "score"]
     assert table.loc[1, ["query_token", "key_token"]].tolist() == ["p5", "p0"]
     too_few = dataclasses.replace(task, position_labels=("p0",))
     assert with_toy(EDGES, task=too_few)[0].position_labels is None
     table = dataclasses.replace(found, unit="head_position", items=found.items[:, :3]).to_pandas()
-    assert list(table) == ["item_rank", "label", "layer", "head_index", "position", "token", "score"]
+    assert list(table)[1:] == ["item_rank", "label", "layer", "head_index", "position", "token", "score"]
     assert table.token.tolist() == ["p5"] * 4
 
 

@@ -237,9 +237,12 @@ def test_train_calls_the_recipe(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setitem(recipes.RECIPES, "addition", Fake("addition", "", (), ""))
     assert run("train", "addition", "--out", str(tmp_path), "--quiet") == 0
-    assert calls.pop() == (tmp_path, {"seed": None, "resume": False, "threads": None, "quiet": True})
+    assert calls.pop() == (
+        tmp_path,
+        {"seed": None, "resume": False, "threads": None, "quiet": True, "comm": None},
+    )
     assert run("train", "addition", "--out", str(tmp_path), "--seed", "4", "--threads", "1", "--resume") == 0
-    assert calls == [(tmp_path, {"seed": 4, "resume": True, "threads": 1, "quiet": False})]
+    assert calls == [(tmp_path, {"seed": 4, "resume": True, "threads": 1, "quiet": False, "comm": None})]
     assert capsys.readouterr().out == f"{tmp_path / 'model'}\n"
 
 

@@ -102,8 +102,8 @@ asp_status use_stopping_visitors(const fixture *f, const asp_context *context, u
         const asp_status status = visited_run(f, 0, 0, 1, stop_at, context, digest, err);
         if (status != ASP_STOPPED) return status ? status : ASP_BAD_STATE;
     }
-    const uint32_t nowhere[L + 1] = {0};
-    const asp_visitor visitor = {nowhere, look, NULL};
+    const uint32_t neurons[L + 1] = {(uint32_t)1 << ASP_AT_MLP_PRE}; /* replaced MLPs have none */
+    const asp_visitor visitor = {neurons, look, NULL};
     const asp_mlp_substitute substitute = {0};
     const asp_run_options both = {.max_bytes = INT64_MAX,
                                   .substitute = &substitute,

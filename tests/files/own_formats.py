@@ -40,7 +40,7 @@ def content(thing: Any) -> str:
 def _parts(thing: Any) -> list[Any]:
     if isinstance(thing, Trainer):
         moments = [m for name in thing.model.parameters() for m in thing._engine.moments(name)]
-        state = (thing.step_count, thing.multiplier, thing._engine.ema, thing.options, thing._results)
+        state = (thing.step_count, thing.multiplier, thing._engine.ema, thing.options, thing._history.results)
         return [*moments, *_parts(thing.model), state]
     if isinstance(thing, asp.Model):
         vocabulary = None if thing.tokenizer is None else thing.tokenizer.to_json()

@@ -27,10 +27,12 @@ from safetensors_by_hand import entry, file_bytes, from_arrays
 
 import attnsparse
 from attnsparse.errors import ConfigError, FormatError, TrainingDiverged, UnsafeFileError, file_error, quoted
+from attnsparse.io.bundle import write_bundle
 from attnsparse.io.limits import Limits
 from attnsparse.io.safetensors_file import SafetensorsFile
 from attnsparse.io.torch_file import TorchFile
 from attnsparse.model import load as checkpoint
+from attnsparse.training.checkpoint import SCHEMA
 
 FILES = [*bad_files.FILES, *bad_torch_files.FILES]
 FOLDERS = bad_folders.FOLDERS
@@ -93,10 +95,18 @@ def test_every_code_of_the_readers_is_reached_by_a_bad_file():
         written |= set(re.findall(r"(?:raise_file_error|raise_unsafe)\(\s*\"(\w+)\"", source))
         written |= set(re.findall(r"code(?:: str = |=)\"(\w+)\"", source))
     reached = {case.code for case in [*FILES, *FOLDERS]}
-    elsewhere = {"value", "not_a_file", "weight_limit", "tensor_limit", "zip_entries"}
+    elsewhere = {"value", "not_a_file", "weight_limit", "tensor_limit", "zip_entries", "header_value"}
     assert written - elsewhere <= reached
     assert reached <= written
     assert elsewhere <= written
+
+
+def test_a_training_checkpoint_with_a_config_that_is_none(tmp_path):
+    path = tmp_path / "step-000001.checkpoint.safetensors"
+    write_bundle(path, SCHEMA, {"config": [1]}, {})
+    with pytest.raises(FormatError, match="'config' must be an object") as caught:
+        attnsparse.load(path)
+    assert caught.value.code == "header_value"
 
 
 def test_other_limits(tmp_path):

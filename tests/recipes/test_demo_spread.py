@@ -86,8 +86,8 @@ def test_the_phases_of_the_dense_model(tmp_path):
     small = {"batch": 2, "dense_steps": 2, "checkpoint_every": 1}
     spread = demo.Spread(steps=2, wrong_answers=0.5)
     with_it, without = demo.Settings(**small, spread=spread), demo.Settings(**small)
-    phases = demo._Job(tmp_path / "a", with_it, False, 1, True).dense()
-    alone = demo._Job(tmp_path / "b", without, False, 1, True).dense()
+    phases = demo._Job(tmp_path / "a", with_it, False, 1, True, None).dense()
+    alone = demo._Job(tmp_path / "b", without, False, 1, True, None).dense()
     assert [trainer.step_count for trainer in phases] == [2, 2]
     assert len(alone) == 1
     for name, weights in alone[0].model.parameters().items():

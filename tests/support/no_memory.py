@@ -33,7 +33,8 @@ SENTENCES = {
     r"no memory for (a run|the tokens of a run)": RUNS,
     rf"this run needs {AMOUNT}, which could not be allocated": RUNS,
     r"no memory for the open edges of a run; raise edge_threshold to keep fewer": RUNS,
-    rf"generating \d+ texts? needs {AMOUNT}, which could not be allocated": r"(_core\.)?Model\.generate",
+    rf"generating \d+ texts? needs {AMOUNT}, which could not be allocated":
+        r"((_core\.)?Model\.generate|Transcoders\.steer)",
     r"no memory for the norms of a run": r"(_core\.)?Run\.(value_norms|to_html)",
     r"no memory for \d+ scores": r"(_core\.)?Run\.(entry_scores|to_html)",
     r"no memory for gradients": r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",
@@ -42,6 +43,7 @@ SENTENCES = {
     rf"forward and backward of \d+ tokens need {AMOUNT}, which could not be allocated; use smaller batches":
         r"(Model\.|Gradients\.|effects\.|circuits\.|Component(Circuit|Scores)\.|_core\.|asp\.|Transcoders\.)",
     r"no memory for (interventions|what is frozen)": RUNS,
+    r"no memory to steer features": r"(Transcoders\.steer|_core\.Model\.(run|generate))",
     r"no memory for \d+ variants": r"(effects\.|Run\.to_html|circuits\.entry_effects|_core\.|asp\.)",
     r"no memory for a sweep over \d+ rows": r"(effects\.|Run\.to_html|circuits\.entry_effects|_core\.|asp\.)",
     rf"attribution over \d+ tokens needs {AMOUNT}; use fewer prompts at once":

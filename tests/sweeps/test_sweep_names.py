@@ -49,7 +49,7 @@ def test_names_are_as_long_as_needed(tmp_path):
     assert seen(["gpt2", "owner/gpt2", "demo-sparse"]) == [
         ("gpt2", None), ("owner/gpt2", None), ("demo-sparse", None)
     ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"models must have different names, got '.*final' twice"):
+    with pytest.raises(ValueError, match=r"models must have different names, got '.*' twice"):
         model_sources([at[0], at[0]])
 
 
