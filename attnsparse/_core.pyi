@@ -338,6 +338,13 @@ class Model:
         """All or nothing."""
     def reading(self) -> Reading:
         """Held until it is left or gone; RuntimeError while another thread changes the weights."""
+    def share(self) -> int | None:
+        """Move the weights into sealed memory that other processes can map; its descriptor, or None.
+
+        None too while another thread does this; RuntimeError while another thread changes the weights.
+        """
+    def take_shared(self, descriptor: int, /) -> bool:
+        """Map that memory in place of the same weights; True: the descriptor is now the model's."""
     def nonfinite(self) -> tuple[str, int, int] | None:
         """(name, count, first flat index) of the first array with NaN or infinity."""
 

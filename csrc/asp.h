@@ -111,6 +111,15 @@ const asp_parameter *asp_model_parameter(const asp_model *model, int64_t index);
 asp_real *asp_model_data(asp_model *model);     /* start of the arena */
 int64_t asp_model_size(const asp_model *model); /* elements in the arena */
 
+/* Moves the weights into sealed memory that other processes of the machine can map, and that goes with the last process
+ * that has it; nobody changes the weights meanwhile, and one thread of the caller does this.  *descriptor: of that
+ * memory, owned by the model; -1 if it cannot be shared (it is small, or the system has no such memory). */
+asp_status asp_model_share(asp_model *model, int *descriptor, const asp_context *context);
+/* Maps such memory, read through `descriptor`, in place of weights that hold the same numbers, so that both processes
+ * have one copy; a page that is changed becomes the model's own.  *taken: 0 if they differ, or it cannot be mapped;
+ * else the descriptor is the model's.  Both: ASP_OK or ASP_STOPPED. */
+asp_status asp_model_take_shared(asp_model *model, int descriptor, int *taken, const asp_context *context);
+
 /* Counts non-finite values of data[0..n); *first is the index of the first one, or -1. */
 int64_t asp_model_count_nonfinite(const asp_real *data, int64_t n, int64_t *first);
 

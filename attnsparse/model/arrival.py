@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from .load import load
 from .model import Model
+from .shared_weights import Place, take
 from .tokenizer import Tokenizer
 from .travel import Origin
 
@@ -23,8 +24,12 @@ _sent: weakref.WeakValueDictionary[Any, Model] = weakref.WeakValueDictionary()
 _lock = threading.RLock()
 
 
-def arrived(origin: Origin, dtype: str, digest: str, name: str, replaced: Replaced) -> Model:
+def arrived(
+    origin: Origin, dtype: str, digest: str, name: str, replaced: Replaced, place: Place | None
+) -> Model:
     """The model that was pickled: the one that is here already, else loaded from where it came from.
+
+    Its weights are then those at `place`, if they can be mapped.
 
     ValueError if other weights are there now; what `load` raises if it cannot be found.
     """
@@ -33,6 +38,7 @@ def arrived(origin: Origin, dtype: str, digest: str, name: str, replaced: Replac
         model = _kept.get(key) or _sent.get(key)
         if model is None or not model._is_as_loaded():
             model = _loaded(origin, dtype, digest)
+            take(model, place)
             model.name = name
             if replaced is not None:
                 model.tokenizer = replaced[0]

@@ -121,6 +121,7 @@ class ModelTravel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         from .arrival import arrived, remember
+        from .shared_weights import offered
 
         if self._origin is None:
             raise TypeError(f"this Model was not loaded from a file, so {_ADVICE}")
@@ -131,7 +132,7 @@ class ModelTravel:
         model = cast("Model", self)
         arguments = (origin, self.dtype.name, model.digest, self.name, replaced)
         remember(model, arguments)
-        return arrived, arguments
+        return arrived, (*arguments, offered(model))
 
 
 def _checked(bundle: Bundle, limits: Limits) -> Config:

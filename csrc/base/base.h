@@ -45,8 +45,23 @@ void *asp_memory_take(int64_t n, size_t size, int zeroed);
 /* Address space that is held and never used; NULL if there is none. */
 void *asp_memory_hold_space(size_t bytes);
 void asp_memory_give_space(void *start, size_t bytes);
+#if defined(__linux__)
+/* The whole pages inside a large block, which may be replaced by other memory that holds the same; NULL if there are
+ * none: a small block is on the heap. */
+char *asp_memory_pages(void *block, int64_t *bytes);
+#endif
 /* Multiplies; returns 0 and leaves *out alone when it would pass INT64_MAX or a factor is negative. */
 int asp_multiply(int64_t a, int64_t b, int64_t *out);
+
+/* ---- shared.c ------------------------------------------------------------------ */
+
+/* Moves the pages of a block into memory that other processes can map; nobody writes the block meanwhile, and others
+ * may read it.  *descriptor: of that memory, owned by the caller; -1 if the block cannot be shared.  Or ASP_STOPPED. */
+asp_status asp_shared_offer(void *block, int *descriptor, const asp_context *context);
+/* Puts the memory of this descriptor, that asp_shared_offer gave, in place of the pages of a block that holds the same
+ * numbers.  *taken: 0 if it is other memory, holds others or cannot be mapped.  Or ASP_STOPPED. */
+asp_status asp_shared_take(void *block, int descriptor, int *taken, const asp_context *context);
+void asp_shared_close(int descriptor); /* -1: nothing */
 
 /* A block laid out first (reserve), then allocated once (commit), then read by offset. */
 typedef struct {

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "base/base.h"
@@ -20,6 +21,7 @@ typedef struct {
     void *start;    /* what the system gave */
     int64_t bytes;  /* what was asked for */
     int64_t mapped; /* bytes mapped, 0 for the heap */
+    int replaced;   /* its pages may be other memory: nothing to keep */
 } block_header;
 
 /* Blocks given back and kept; a caller that finds the lock taken skips the cache. */
@@ -156,12 +158,26 @@ void *asp_memory_take(int64_t n, size_t size, int zeroed) {
     if (!start) return NULL;
     const uintptr_t first = (uintptr_t)start + sizeof(block_header);
     char *block = start + ((first + ASP_ALIGNMENT - 1) / ASP_ALIGNMENT * ASP_ALIGNMENT - (uintptr_t)start);
-    const block_header header = {start, bytes, mapped};
+    const block_header header = {start, bytes, mapped, 0};
     memcpy(block - sizeof header, &header, sizeof header);
     atomic_fetch_add(&live_bytes, bytes);
     atomic_fetch_add(&live_blocks, 1);
     return block;
 }
+
+#if defined(__linux__)
+char *asp_memory_pages(void *block, int64_t *bytes) {
+    block_header header;
+    memcpy(&header, (char *)block - sizeof header, sizeof header);
+    const int64_t page = sysconf(_SC_PAGESIZE);
+    const int64_t before = asp_round_up((int64_t)(uintptr_t)block, page) - (int64_t)(uintptr_t)block;
+    *bytes = (header.bytes - before) / page * page;
+    if (!header.mapped || *bytes <= 0) return NULL;
+    header.replaced = 1;
+    memcpy((char *)block - sizeof header, &header, sizeof header);
+    return (char *)block + before;
+}
+#endif
 
 void *asp_allocate(int64_t n, size_t size) { return asp_memory_take(n, size, 1); }
 
@@ -173,7 +189,7 @@ void asp_release(void *block) {
     atomic_fetch_sub(&live_blocks, 1);
 #if defined(__linux__)
     if (header.mapped) {
-        if (!keep(header.start, header.mapped)) munmap(header.start, (size_t)header.mapped);
+        if (header.replaced || !keep(header.start, header.mapped)) munmap(header.start, (size_t)header.mapped);
         return;
     }
 #endif

@@ -100,6 +100,7 @@ asp_status asp_model_new(asp_model **model, const asp_config *config, asp_error 
     asp_model *m = asp_allocate(1, sizeof *m);
     if (!m) return asp_fail(err, ASP_NO_MEMORY, "no memory for a model");
     m->config = *config;
+    m->shared = -1;
     m->parameters = asp_allocate(12 * config->n_layer + 6, sizeof *m->parameters);
     m->layers = asp_allocate(config->n_layer, sizeof *m->layers);
     if (!m->parameters || !m->layers) {
@@ -128,6 +129,7 @@ asp_status asp_model_new(asp_model **model, const asp_config *config, asp_error 
 
 void asp_model_free(asp_model *model) {
     if (!model) return;
+    asp_shared_close(model->shared);
     asp_release(model->data);
     asp_release(model->layers);
     asp_release(model->parameters);
@@ -139,6 +141,24 @@ int64_t asp_model_n_parameters(const asp_model *model) { return model->n_paramet
 const asp_parameter *asp_model_parameter(const asp_model *model, int64_t index) { return &model->parameters[index]; }
 asp_real *asp_model_data(asp_model *model) { return model->data; }
 int64_t asp_model_size(const asp_model *model) { return model->size; }
+
+asp_status asp_model_share(asp_model *model, int *descriptor, const asp_context *context) {
+    ASP_ENVIRONMENT;
+    asp_status status = ASP_OK;
+    if (model->shared < 0) status = asp_shared_offer(model->data, &model->shared, context);
+    *descriptor = model->shared;
+    return status;
+}
+
+asp_status asp_model_take_shared(asp_model *model, int descriptor, int *taken, const asp_context *context) {
+    ASP_ENVIRONMENT;
+    const asp_status status = asp_shared_take(model->data, descriptor, taken, context);
+    if (!status && *taken) {
+        asp_shared_close(model->shared);
+        model->shared = descriptor;
+    }
+    return status;
+}
 
 int64_t asp_model_count_nonfinite(const asp_real *data, int64_t n, int64_t *first) {
     ASP_ENVIRONMENT;

@@ -19,6 +19,7 @@ struct asp_model {
     int64_t wte, wpe, lnf_w, lnf_b, unembed_w, unembed_b;
     int64_t size;   /* elements */
     asp_real *data; /* (size) */
+    int shared;     /* descriptor of the memory in which it lies, or -1 */
     struct {
         int64_t model, heads, head, mlp;
     } k_block; /* of skinny products with k = E, C, D, M */

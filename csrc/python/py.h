@@ -25,6 +25,7 @@ typedef struct {
     PyObject_HEAD asp_model *model;
     atomic_llong version; /* + 1 at every change of the weights */
     atomic_int users;
+    atomic_int sharing; /* one thread looks after the memory in which the weights lie */
 } py_model;
 
 typedef struct {

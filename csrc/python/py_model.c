@@ -182,6 +182,54 @@ static PyObject *model_nonfinite(PyObject *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+/* 1 if this thread alone may move the weights to other memory, which keeps their numbers: no change of them.  0
+ * while another thread does, with an exception while one changes them. */
+static int sharing_begin(py_model *model, py_call *call) {
+    int idle = 0;
+    if (!asp_py_call_read_begin(model)) return 0;
+    if (atomic_compare_exchange_strong(&model->sharing, &idle, 1)) {
+        asp_py_call_begin(call, 1);
+        return 1;
+    }
+    asp_py_call_read_end(model);
+    return 0;
+}
+
+static void sharing_end(py_model *model, py_call *call) {
+    asp_py_call_end(call);
+    atomic_store(&model->sharing, 0);
+    asp_py_call_read_end(model);
+}
+
+static PyObject *model_share(PyObject *self, PyObject *unused) {
+    (void)unused;
+    py_model *model = (py_model *)self;
+    int descriptor = -1;
+    py_call call;
+    asp_status status = ASP_OK;
+    if (sharing_begin(model, &call)) {
+        status = asp_model_share(model->model, &descriptor, &call.context);
+        sharing_end(model, &call);
+    }
+    if (status) return asp_py_call_raise(status, &(asp_error){0});
+    if (PyErr_Occurred()) return NULL;
+    return descriptor < 0 ? Py_NewRef(Py_None) : PyLong_FromLong(descriptor);
+}
+
+static PyObject *model_take_shared(PyObject *self, PyObject *object) {
+    py_model *model = (py_model *)self;
+    const int descriptor = PyObject_AsFileDescriptor(object);
+    int taken = 0;
+    py_call call;
+    asp_status status = ASP_OK;
+    if (descriptor >= 0 && sharing_begin(model, &call)) {
+        status = asp_model_take_shared(model->model, descriptor, &taken, &call.context);
+        sharing_end(model, &call);
+    }
+    if (status) return asp_py_call_raise(status, &(asp_error){0});
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(taken);
+}
+
 static PyObject *model_names(PyObject *self, void *unused) {
     (void)unused;
     asp_model *model = ((py_model *)self)->model;
@@ -324,6 +372,10 @@ static PyMethodDef methods[] = {
     {"_writable", model_writable, METH_O, "_writable(name): view for loaders that fill a new model."},
     {"shape", model_shape, METH_O, "shape(name): shape of one weight array."},
     {"assign", model_assign, METH_O, "assign({name: array}): copies arrays into the weights, all or none."},
+    {"share", model_share, METH_NOARGS,
+     "share() -> descriptor of the memory of the weights, for take_shared elsewhere; None if it cannot be shared."},
+    {"take_shared", model_take_shared, METH_O,
+     "take_shared(descriptor) -> True if it holds the same weights, is now used, and belongs to the model."},
     {"reading", asp_py_call_reading, METH_NOARGS,
      "reading() -> context manager: nobody changes the weights meanwhile."},
     {"nonfinite", model_nonfinite, METH_NOARGS, "None, or (name, count, first flat index) of the first bad array."},

@@ -38,6 +38,8 @@ asp_metric small_metric(int64_t n_sequences, asp_metric_kind kind);
 asp_status use_training(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_pieces(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_pieces(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+/* driver_shared.c */
+asp_status use_shared_weights(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_curves.c */
 asp_status use_metrics(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_curves(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);

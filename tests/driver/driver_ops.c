@@ -393,6 +393,7 @@ const operation operations[] = {
     {"training", use_training},
     {"training in pieces", use_pieces},
     {"wrong pieces of training", use_wrong_pieces},
+    {"shared weights", use_shared_weights},
     {"sweep", use_sweep},
     {"attribution", use_attribution},
     {"metrics", use_metrics},

@@ -1,9 +1,11 @@
 """Models that are pickled, copied, and sent as bytes."""
 
 import copy
+import dataclasses
 import gc
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 import sys
@@ -13,11 +15,12 @@ import numpy as np
 import pytest
 import tiny_training
 from reliability import report
-from travel_child import private_bytes
+from travel_child import anonymous_bytes, double, memory_with, shared_weights
 
 import attnsparse as asp
 from attnsparse.errors import ConfigError, FormatError, LimitError
 from attnsparse.model import arrival
+from attnsparse.model import shared_weights as shared_weights_module
 from attnsparse.model.tokenizer import Tokenizer
 
 EMBEDDED = "addition-sparse"
@@ -208,18 +211,97 @@ def test_bytes_of_what_is_no_model(changes, text):
         asp.Model.from_bytes(_write(tiny_training.model(), **changes))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/smaps_rollup")
-def test_a_forked_worker_shares_the_weights(tmp_path):
-    """Weights that the parent sent are read from the parent's memory, copy-on-write."""
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sealed memory is of Linux")
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A loaded model of 67 MB."""
     config = asp.Config(n_layer=4, n_head=8, d_model=512, d_head=64, d_mlp=2048, n_vocab=8192, n_ctx=64)
     asp.Model.initialised(config, 0).save(tmp_path)
+    return asp.load(tmp_path)
+
+
+def inode_of(model):
+    """Of the memory that its weights are shared in."""
+    return str(os.fstat(model._core.share()).st_ino)
+
+
+@LINUX
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_share_the_weights(large, method):
+    """All processes have one copy; a change is of one process alone."""
+    n_bytes, before = 4 * large.n_parameters, large.digest
+    pickle.dumps(large)
+    inherited = anonymous_bytes() if method == "fork" else 0
+    with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
+        anonymous, shared = pool.submit(memory_with, large).result(timeout=120)
+        report("R16", f"{method}: anonymous memory of a worker, {n_bytes:,} bytes of weights: {anonymous:,}")
+        assert anonymous < inherited + n_bytes
+        assert shared[inode_of(large)] > 0.99 * n_bytes
+        doubled = pool.submit(double, large).result(timeout=120)
+    assert doubled == pytest.approx(2 * float(np.sum(large.W_E[0])), rel=1e-5)
+    large._digest = None
+    assert large.digest == before
+
+
+@LINUX
+def test_weights_that_were_shared_are_given_back(large, tmp_path):
     model = asp.load(tmp_path)
-    n_bytes = 4 * model.n_parameters
-    pickle.dumps(model)
-    found = {}
-    for method in ("fork", "spawn"):
-        with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
-            found[method] = pool.submit(private_bytes, model).result(timeout=120)
-    report("R16", f"private memory of a worker beside {n_bytes:,} bytes of weights: {found}")
-    assert found["fork"] < n_bytes
-    assert found["spawn"] > n_bytes
+    n_descriptors = len(os.listdir("/proc/self/fd"))
+    first = pickle.dumps(model)
+    assert pickle.dumps(model) == first, "they are moved once"
+    inode, size = inode_of(model), shared_weights()[inode_of(model)]
+    twin = as_elsewhere(first)
+    assert twin is not model
+    assert inode_of(twin) == inode
+    assert shared_weights()[inode] == 2 * size
+    assert twin.to_bytes() == model.to_bytes()
+    twin.assign({"ln_f.weight": 2 * twin.parameter("ln_f.weight")})
+    assert not np.array_equal(twin.parameter("ln_f.weight"), model.parameter("ln_f.weight"))
+    del model, twin
+    arrival._kept.clear()
+    gc.collect()
+    assert inode not in shared_weights()
+    assert len(os.listdir("/proc/self/fd")) == n_descriptors
+
+
+@LINUX
+def test_memory_that_does_not_hold_the_weights(large, tmp_path):
+    """A descriptor may be gone, of another file, unsealed, of another size, or hold other weights."""
+    process, number = shared_weights_module.offered(large)
+    other = asp.Model.initialised(large.config, 1)
+    other_place = shared_weights_module.offered(other)
+    small = asp.Model.initialised(dataclasses.replace(large.config, n_layer=3), 1)
+    small_place = shared_weights_module.offered(small)
+    unsealed = os.memfd_create("attnsparse", os.MFD_ALLOW_SEALING)
+    os.truncate(unsealed, os.fstat(number).st_size)
+    pipe = os.pipe()
+    file = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
+    twin = large.copy()
+    places = [(process, n) for n in (unsealed, file, *pipe, 10**6)]
+    for place in (None, other_place, small_place, (2**22 + 1, 3), *places):
+        assert not shared_weights_module.take(twin, place), place
+    assert twin.to_bytes() == large.to_bytes()
+    assert shared_weights_module.take(twin, (process, number))
+    assert twin.to_bytes() == large.to_bytes()
+    for descriptor in (unsealed, file, *pipe):
+        os.close(descriptor)
+
+
+@LINUX
+def test_small_weights_are_not_shared():
+    assert shared_weights_module.offered(tiny_training.model()) is None
+
+
+@LINUX
+def test_a_file_that_changes_after_it_was_loaded(large, tmp_path):
+    """Nothing of a model lies in its file: cut off and overwritten in place, it changes no weight."""
+    data, before = pickle.dumps(large), large.to_bytes()
+    path = tmp_path / "model.safetensors"
+    size = os.path.getsize(path)
+    os.truncate(path, 0)
+    os.truncate(path, size)
+    assert large.to_bytes() == before
+    with pytest.raises(FormatError):
+        as_elsewhere(data)

@@ -153,6 +153,11 @@ CORE_CALLS: dict[str, Uses] = {
     ),
     "_core.Model.reading": uses(lambda e: held(e.core)),
     "_core.Reading": uses(lambda e: held(e.core), wrong=(lambda e: _core.Reading(),)),
+    "_core.Model.share": uses(lambda e: e.core.share()),
+    "_core.Model.take_shared": uses(
+        lambda e: e.core.take_shared(0),
+        wrong=(lambda e: e.core.take_shared("x"), lambda e: e.core.take_shared(-1)),
+    ),
     "_core.Model.nonfinite": uses(lambda e: e.core.nonfinite()),
     "_core.Model.names": uses(lambda e: e.core.names),
     "_core.Model.version": uses(lambda e: e.core.version),
