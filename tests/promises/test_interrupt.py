@@ -115,6 +115,7 @@ def test_a_trainer_has_exactly_the_steps_it_did():
     assert found["same"]
 
 
+@pytest.mark.serial
 def test_some_interrupts_in_a_notebook():
     interrupts_in_a_notebook(3)
 
