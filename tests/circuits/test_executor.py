@@ -271,6 +271,7 @@ def test_an_executor_that_is_closed(model):
         edges(model, executor=pool)
 
 
+@pytest.mark.serial
 def test_ctrl_c_stops_what_runs_and_cancels_what_is_queued(model, mark):
     stopped = []
 
