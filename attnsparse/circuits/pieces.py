@@ -239,7 +239,7 @@ def as_executor(executor: Any) -> Any:
 def _in_pool(pool: Any, work: Work[P], pieces: Iterable[P]) -> Generator[tuple[P, Any], None, None]:
     data = _pickled(work)
     digest = sha256(data)
-    threads = work.threads if work.threads is not None else _threads_of_one(pool)
+    threads = work.threads if work.threads is not None else threads_of_one(pool)
     queued: deque[tuple[_Asked, Future[Any]]] = deque()
     with tempfile.NamedTemporaryFile(prefix="attnsparse-wanted-") as file:
         wanted, sent = Wanted.here(file.name), _sent(pool, data, work)
@@ -328,7 +328,7 @@ def _pickled(work: Work[Any]) -> bytes:
         raise TypeError(text) from error
 
 
-def _threads_of_one(pool: Any) -> int | None:
+def threads_of_one(pool: Any) -> int | None:
     """The cores of this machine, shared among the workers of a pool of processes or threads; None: the worker
     knows, or the pool does not say how many workers it has."""
     workers = getattr(pool, "_max_workers", None)

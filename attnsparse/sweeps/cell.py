@@ -20,6 +20,7 @@ from .._engine import core_for
 from .._version import __version__
 from ..circuits.circuit import Circuit
 from ..circuits.find import check_reference, checked_options, checked_sizes, find_circuit
+from ..circuits.pieces import threads_here
 from ..circuits.wanted import Wanted, Watch
 from ..errors import printable
 from ..model.model import Model
@@ -186,8 +187,9 @@ def compute_there(work: Work) -> Found | Failed:
     """In a worker: one cell."""
     model = pickle.loads(work.model)
     task, arguments = _Unpickler(io.BytesIO(work.rest), model.tokenizer).load()
+    threads = threads_here() if work.threads is None else work.threads
     with Watch(work.wanted) as watch, telling(watch.tell):
-        return compute(model, task, {**arguments, "progress": True}, work.threads)
+        return compute(model, task, {**arguments, "progress": True}, threads)
 
 
 class _Pickler(pickle.Pickler):

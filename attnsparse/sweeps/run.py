@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .. import _check
 from .._display import progress_bar
-from .._engine import get_num_threads
-from ..circuits.pieces import TRIES, as_executor
+from ..circuits.pieces import TRIES, as_executor, threads_of_one
 from ..circuits.wanted import Wanted
 from ..errors import printable
 from ..model.model import Model
@@ -236,8 +235,8 @@ def _there(todo: Iterator[Pending | Done], pool: Any, threads: int | None) -> Ge
     """
     workers = _n_workers(pool)
     limit = _EACH * workers if workers else _IN_FLIGHT
-    if threads is None and isinstance(getattr(pool, "_max_workers", None), int) and workers:
-        threads = max(1, get_num_threads() // workers)
+    if threads is None:
+        threads = threads_of_one(pool)
     running: dict[Future[Found | Failed], tuple[Cell, Work, int]] = {}
     with tempfile.NamedTemporaryFile(prefix="attnsparse-wanted-") as file:
         wanted = Wanted.here(file.name)

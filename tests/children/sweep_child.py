@@ -6,47 +6,19 @@ python sweep_child.py OUT MODEL MODEL ...
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
+import executor_metrics
 from circuit_cases import case
+from executor_metrics import MARK, values
 
 import attnsparse as asp
 from attnsparse.tasks import CustomMetric
 
-MARK = "ATTNSPARSE_TEST_MARK"
 OPTIONS = {"n_bootstrap": 30, "n_random": 2}
 TASK = case("gated", (6, 6, 6, 6)).task
-
-
-def values(logits, prompts):
-    return logits[:, 3] - logits[:, 1]
-
-
-def failing(logits, prompts):
-    raise ZeroDivisionError("no such logit")
-
-
-def killing(logits, prompts):
-    """Ends its process the second time."""
-    mark = Path(os.environ[MARK])
-    with open(mark, "a") as file:
-        file.write(".")
-    if len(mark.read_text()) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return values(logits, prompts)
-
-
-def endless(logits, prompts):
-    """Computes until it is interrupted, as the core does, whose calls can take long."""
-    Path(os.environ[MARK]).write_text("begun")
-    begun = time.monotonic()
-    while time.monotonic() - begun < 60:
-        np.ones(1000).sum()
-    return values(logits, prompts)
 
 
 def slow(logits, prompts):
@@ -56,10 +28,7 @@ def slow(logits, prompts):
     return values(logits, prompts)
 
 
-METRICS = {
-    name: CustomMetric(globals()[name], name="m")
-    for name in ("values", "failing", "killing", "endless", "slow")
-}
+METRICS = {**executor_metrics.METRICS, "slow": CustomMetric(slow, name="m")}
 
 
 def sweep_all(out: str | Path, models: list[str], **options):

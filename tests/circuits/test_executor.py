@@ -334,8 +334,8 @@ def test_a_worker_that_is_bound_uses_its_cores_alone():
 def test_workers_share_the_cores(n_workers, expected, monkeypatch):
     monkeypatch.setattr(pieces, "get_num_threads", lambda: 4)
     with ThreadPoolExecutor(n_workers) as pool:
-        assert pieces._threads_of_one(pool) == expected
-    assert pieces._threads_of_one(object()) is None
+        assert pieces.threads_of_one(pool) == expected
+    assert pieces.threads_of_one(object()) is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc/self/stat")

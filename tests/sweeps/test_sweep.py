@@ -405,7 +405,7 @@ def test_threads_of_workers(models, tmp_path, monkeypatch):
             future.set_result(function(work))
             return future
 
-    monkeypatch.setattr("attnsparse.sweeps.run.get_num_threads", lambda: 4)
+    monkeypatch.setattr("attnsparse.circuits.pieces.get_num_threads", lambda: 4)
     for n_workers, threads in ((2, None), (2, 3)):
         with Pool(n_workers) as pool:
             out = tmp_path / str(threads)
