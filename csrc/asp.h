@@ -83,6 +83,7 @@ typedef struct {
     double ln_eps;
     int gated;
     double gate_bias;
+    int self_closed; /* no gate opens the entry of a token to itself.  Of gated models alone. */
     int tied, bias, unembed_bias;
     int scale_attn, scale_by_inverse_layer;
     /* Entries over which the softmax of a query is taken, each restriction among what the ones before leave: the last

@@ -79,6 +79,8 @@ def _of_transcoders(transcoders: Transcoders) -> Lines:
 def _of_model(model: Model) -> Lines:
     config = model.config
     gate = f"gated, gate_bias {config.gate_bias:g}" if config.gated else "dense"
+    if config.self_closed:
+        gate += ", no self edges"
     tokenizer = model.tokenizer
     return [
         ("model", model.name),

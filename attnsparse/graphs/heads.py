@@ -40,7 +40,8 @@ class ScoreSplit:
     score : float
         The entry's score q . k / sqrt(D), before gate and softmax.
     gate_logit : float
-        score + gate_bias: how far the gate is from closing; NaN for a dense model.
+        score + gate_bias: how far the gate is from closing; NaN for a dense model, -inf if no score opens
+        it (`Config.self_closed`).
     nodes : numpy.ndarray
         int64 [p]: numbers of the sources, the same for the query's side and the key's; the bias node is
         the constants of a side.

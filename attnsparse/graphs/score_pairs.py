@@ -89,7 +89,9 @@ def _score_pairs(
         if bar is not None:
             bar.update()
     nodes = np.flatnonzero(used)
-    gate = score + model.config.gate_bias if model.config.gated else float("nan")
+    gate = score + model.config.gate_bias if model.config.gated else math.nan
+    if model.config.self_closed and entry.query == entry.key:
+        gate = -math.inf
     return ScoreSplit(*entry, score, gate, nodes, pairs[np.ix_(nodes, nodes)])
 
 

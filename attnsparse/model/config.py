@@ -18,6 +18,8 @@ SIZE_LIMITS = {
 }  # fmt: skip
 #: fields of dense models whose softmax is over some positions only; 0: over all
 KEPT_ENTRIES = ("window", "top_k", "min_weight")
+#: fields that are written only where they are set
+OPTIONAL = ("self_closed", *KEPT_ENTRIES)
 ACTIVATIONS = ("gelu_new", "gelu", "relu")
 
 
@@ -49,6 +51,9 @@ class Config:
         Keep a pattern entry only where ``score + gate_bias > 0``.
     gate_bias : float, default 0.0
         Added to the scores before the gate.
+    self_closed : bool, default False
+        No gate opens the entry of a token to itself, so that every edge leads from another token. For gated
+        models; the softmax is over the token itself too.
     tied : bool, default True
         The unembedding is the token embedding.
     bias : bool, default True
@@ -91,6 +96,7 @@ class Config:
     ln_eps: float = 1e-5
     gated: bool = False
     gate_bias: float = 0.0
+    self_closed: bool = False
     tied: bool = True
     bias: bool = True
     unembed_bias: bool = False
@@ -124,6 +130,8 @@ class Config:
         text = None
         if not 0 <= self.min_weight < 1:
             kept, text = ["min_weight"], f"min_weight must be at least 0 and below 1, got {self.min_weight}"
+        elif self.self_closed and not self.gated:
+            kept, text = ["self_closed"], "self_closed is for gated models, this one is dense"
         elif kept and self.gated:
             text = f"{kept[0]} is for dense models; the gate chooses the entries of a gated one"
         if text is not None:
@@ -158,7 +166,7 @@ class Config:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name, but `window`, `top_k` and `min_weight` only where they are set.
+        """All fields by name, but `self_closed`, `window`, `top_k` and `min_weight` only where they are set.
 
         Returns
         -------
@@ -166,7 +174,7 @@ class Config:
             `from_dict` reads it back.
         """
         fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if value or name not in KEPT_ENTRIES}
+        return {name: value for name, value in fields.items() if value or name not in OPTIONAL}
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all weight arrays of such a model.

@@ -19,7 +19,7 @@ from ..errors import ConfigError, file_error
 from ..io.limits import Limits
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
-from .config import KEPT_ENTRIES, Config, check_kind
+from .config import OPTIONAL, Config, check_kind
 
 CONFIG_VERSION = 1
 
@@ -38,6 +38,7 @@ _FLAGS = {
     "activation": ("activation_function", "act_fn"),
     "gated": ("attnsparse_gated", "use_sparse_attn"),
     "gate_bias": ("attnsparse_gate_bias",),
+    "self_closed": ("attnsparse_self_closed",),
     "tied": ("tie_word_embeddings",),
     "bias": ("attnsparse_bias", "bias"),
     "unembed_bias": ("attnsparse_unembed_bias",),
@@ -159,7 +160,7 @@ def hugging_face_config(config: Config, bos_id: int | None) -> dict[str, Any]:
         "attnsparse_d_head": config.d_head,
         "attnsparse_bias": config.bias,
         "attnsparse_unembed_bias": config.unembed_bias,
-        **{f"attnsparse_{name}": getattr(config, name) for name in KEPT_ENTRIES if getattr(config, name)},
+        **{f"attnsparse_{name}": getattr(config, name) for name in OPTIONAL if getattr(config, name)},
     }
 
 

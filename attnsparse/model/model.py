@@ -410,7 +410,8 @@ class Model(ModelWeights, ModelText, ModelTravel):
 
     def __repr__(self) -> str:
         c = self.config
-        kind = f"gated (gate_bias={c.gate_bias:g})" if c.gated else "dense"
+        closed = ", self_closed" if c.self_closed else ""
+        kind = f"gated (gate_bias={c.gate_bias:g}{closed})" if c.gated else "dense"
         name = f"{self.name!r}, " if self.name else ""
         return (
             f"Model({name}{c.n_layer} layers x {c.n_head} heads, d_model={c.d_model}, n_vocab={c.n_vocab}, "

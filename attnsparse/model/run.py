@@ -349,10 +349,10 @@ class Run(Recorded):
                 layer[part], head[part], query[part] + first, key[part] + first
             )
         config = self.model.config
-        gates = (
-            scores + scores.dtype.type(config.gate_bias) > 0 if config.gated else np.ones(len(scores), bool)
-        )
-        return scores, gates
+        if not config.gated:
+            return scores, np.ones(len(scores), bool)
+        gates = scores + scores.dtype.type(config.gate_bias) > 0
+        return scores, gates & (query != key) if config.self_closed else gates
 
     # --- tables
 

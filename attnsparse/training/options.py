@@ -96,7 +96,7 @@ class TrainingOptions(Options):
     self_edge_weight, previous_edge_weight, first_edge_weight : float, schedule or PerLayer, optional
         Price of edges from a token to itself, to the token before it, and to the first token; None: as
         `edge_weight`. An edge of several kinds has the price of the first of them. At 0, edges of that kind
-        cost nothing.
+        cost nothing; with `Config.self_closed` there are no self edges.
     constraint : {"training", "hard", "held-out", "edges"}, default "training"
         What moves the multiplier. "training": the cross-entropy of the step, with noise and dropout, against
         tau. "hard": that of the same sequences with hard gates and without dropout, which takes a forward

@@ -112,7 +112,9 @@ static void entry_scores(const layer_job *job, int64_t sequence, int64_t head) {
         const asp_real *dz = job->dz + ((first + q) * c->n_head + head) * d;
         for (int64_t k = 0; k <= q; k++) {
             double score = dot_values(dz, v + k * 3 * width, d);
-            if (mix->options->through_gate) {
+            if (mix->options->through_gate && c->self_closed && k == q) {
+                score = 0; /* no score opens this gate */
+            } else if (mix->options->through_gate) {
                 const double s = (double)acts->scores[packed + q * t + k], g = s + c->gate_bias, w = 1 / (1 + exp(-g));
                 const asp_real *lse = acts->lse.data + job->layer * acts->lse.stride + head * acts->n_tokens + first;
                 score *= g * exp(s - (double)lse[q]) * w * (1 - w);

@@ -93,6 +93,7 @@ typedef struct {
     int64_t window, top_k; /* as in asp_config */
     asp_real min_weight;
     int gated, noisy, straight_through;
+    int self_closed; /* as in asp_config */
     asp_real gate_bias;
     uint64_t noise_key; /* of (seed, step, sequence, layer, head) */
     asp_real *z;        /* (T,D) written (forward), read (backward) */

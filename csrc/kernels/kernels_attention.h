@@ -132,14 +132,21 @@ static __attribute__((noinline)) ivec held_open(const uint8_t *gate, int64_t k, 
 /* Where the row of a query begins in pattern, scores, gates and what is dropped. */
 INLINE int64_t row_at(const asp_attention_task *u, int64_t query) { return (query - u->first) * u->n_tokens; }
 
+INLINE ivec key_numbers(int64_t k) { return (ivec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (asp_int)k; }
+
+/* Those of keys k .. k+15 whose gate a score may open. */
+INLINE ivec has_gate(const asp_attention_task *u, int64_t query, int64_t k) {
+    return u->self_closed ? key_numbers(k) != (asp_int)query : (ivec){0} == 0;
+}
+
 /* Open gates of keys k .. k+15 of a query: g > 0, or g + n > 0 with logistic n = log(r / (1-r)),
  * which is r > exp(-g) (1-r). */
 INLINE ivec gate_open(const asp_attention_task *u, vec s, int64_t query, int64_t k, uint64_t row_key) {
     if (u->held_gate) return held_open(u->held_gate + row_at(u, query), k, query + 1);
     const vec g = s + u->gate_bias;
-    if (!u->noisy) return g > 0;
+    if (!u->noisy) return (g > 0) & has_gate(u, query, k);
     const vec r = noise_vec((uint32_t)k, row_key);
-    return r > exp_vec(-g) * (1 - r);
+    return (r > exp_vec(-g) * (1 - r)) & has_gate(u, query, k);
 }
 
 /* What dropout multiplies keys k .. k+15 of a row by. */
@@ -333,7 +340,7 @@ static void score_row(const asp_attention_task *u, int64_t query, asp_real *scor
 
 /* The price of keys k .. k+15 of a query, each by the first kind that fits it. */
 INLINE vec entry_prices(const asp_attention_task *u, int64_t query, int64_t k) {
-    const ivec key = (ivec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (asp_int)k;
+    const ivec key = key_numbers(k);
     const asp_real *price = u->edge_coefficient;
     const vec others = select(key == 0, splat(price[ASP_ENTRY_FIRST]), splat(price[ASP_ENTRY_OTHER]));
     const vec rest = select(key == (asp_int)(query - 1), splat(price[ASP_ENTRY_PREVIOUS]), others);
@@ -386,20 +393,21 @@ static void pattern_row_backward(const asp_attention_task *u, asp_real *row, asp
             const vec g = s + u->gate_bias;
             const vec r = u->noisy ? noise_vec((uint32_t)k, row_key) : splat((asp_real)0.5);
             const vec e = soft ? exp_vec(-g) : (vec){0};
-            ivec open = u->noisy ? r > e * (1 - r) : g > 0;
+            const ivec may = valid & has_gate(u, query, k);
+            ivec open = (u->noisy ? r > e * (1 - r) : g > 0) & may;
             if (u->held_gate) open = held_open(u->held_gate + query * u->n_tokens, k, n);
             a = (vec)((ivec)p & open);
             ds = a * da - p * rowsum;
             if (through) {
                 const vec w = r / (r + e * (1 - r));
-                ds += p * da * (w * (1 - w));
+                ds += (vec)((ivec)(p * da * (w * (1 - w))) & may);
             }
             if (soft) {
                 const vec w = 1 / (e + 1);
-                ds += entry_prices(u, query, k) * (w * (1 - w));
-                gates += (vec)((ivec)w & valid);
+                ds += (vec)((ivec)(entry_prices(u, query, k) * (w * (1 - w))) & may);
+                gates += (vec)((ivec)w & may);
                 opens += (vec)((ivec)splat(1) & open & valid);
-                if (u->edge_sums) note_own_kinds(own, query, k, w, open);
+                if (u->edge_sums) note_own_kinds(own, query, k, (vec)((ivec)w & may), open);
             }
         }
         store(row + k, (vec)((ivec)(a * kept) & valid));

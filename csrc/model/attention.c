@@ -59,6 +59,7 @@ static asp_attention_task describe_head(const attention_job *job, int64_t sequen
                             .gated = gate->gated,
                             .noisy = gate->noisy,
                             .straight_through = gate->straight_through,
+                            .self_closed = c->self_closed,
                             .gate_bias = (asp_real)gate->bias[layer],
                             .z_stride = width};
     u.z = acts->z.data + layer * acts->z.stride + row * width + head * c->d_head;

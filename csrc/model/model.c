@@ -20,6 +20,8 @@ static asp_status check_kept_entries(const asp_config *c, asp_error *err) {
                         (long long)c->window, (long long)c->top_k);
     if (!(c->min_weight >= 0 && c->min_weight < 1))
         return asp_fail(err, ASP_BAD_ARGUMENT, "min_weight must be at least 0 and below 1, got %g", c->min_weight);
+    if (c->self_closed && !c->gated)
+        return asp_fail(err, ASP_BAD_ARGUMENT, "self_closed is for gated models, this one is dense");
     if (c->gated && (most || c->min_weight > 0))
         return asp_fail(err, ASP_BAD_ARGUMENT,
                         "window, top_k and min_weight are for dense models; the gate chooses a gated model's entries");

@@ -55,8 +55,9 @@ static int read_config(PyObject *d, asp_config *c) {
            read_int(d, "d_mlp", &c->d_mlp) && read_int(d, "n_ctx", &c->n_ctx) && read_int(d, "n_vocab", &c->n_vocab) &&
            read_activation(d, &c->activation) && read_double(d, "ln_eps", &c->ln_eps) &&
            read_flag(d, "gated", &c->gated) && read_double(d, "gate_bias", &c->gate_bias) &&
-           read_flag(d, "tied", &c->tied) && read_flag(d, "bias", &c->bias) &&
-           read_flag(d, "unembed_bias", &c->unembed_bias) && read_flag(d, "scale_attn", &c->scale_attn) &&
+           read_flag(d, "self_closed", &c->self_closed) && read_flag(d, "tied", &c->tied) &&
+           read_flag(d, "bias", &c->bias) && read_flag(d, "unembed_bias", &c->unembed_bias) &&
+           read_flag(d, "scale_attn", &c->scale_attn) &&
            read_flag(d, "scale_by_inverse_layer", &c->scale_by_inverse_layer) && read_int(d, "window", &c->window) &&
            read_int(d, "top_k", &c->top_k) && read_double(d, "min_weight", &c->min_weight);
 }
@@ -251,14 +252,15 @@ static PyObject *model_config(PyObject *self, void *unused) {
     (void)unused;
     const asp_config *c = asp_model_config(((py_model *)self)->model);
 #define FLAG(x) ((x) ? Py_True : Py_False)
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:s,s:d,s:O,s:d,s:O,s:O,s:O,s:O,s:O,s:L,s:L,s:d}", "n_layer",
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:s,s:d,s:O,s:d,s:O,s:O,s:O,s:O,s:O,s:O,s:L,s:L,s:d}", "n_layer",
                          (long long)c->n_layer, "n_head", (long long)c->n_head, "d_model", (long long)c->d_model,
                          "d_head", (long long)c->d_head, "d_mlp", (long long)c->d_mlp, "n_ctx", (long long)c->n_ctx,
                          "n_vocab", (long long)c->n_vocab, "activation", activations[c->activation], "ln_eps",
-                         c->ln_eps, "gated", FLAG(c->gated), "gate_bias", c->gate_bias, "tied", FLAG(c->tied), "bias",
-                         FLAG(c->bias), "unembed_bias", FLAG(c->unembed_bias), "scale_attn", FLAG(c->scale_attn),
-                         "scale_by_inverse_layer", FLAG(c->scale_by_inverse_layer), "window", (long long)c->window,
-                         "top_k", (long long)c->top_k, "min_weight", c->min_weight);
+                         c->ln_eps, "gated", FLAG(c->gated), "gate_bias", c->gate_bias, "self_closed",
+                         FLAG(c->self_closed), "tied", FLAG(c->tied), "bias", FLAG(c->bias), "unembed_bias",
+                         FLAG(c->unembed_bias), "scale_attn", FLAG(c->scale_attn), "scale_by_inverse_layer",
+                         FLAG(c->scale_by_inverse_layer), "window", (long long)c->window, "top_k", (long long)c->top_k,
+                         "min_weight", c->min_weight);
 #undef FLAG
 }
 

@@ -22,6 +22,8 @@ CONFIGS = {
     "no bias, relu": {"bias": False, "activation": "relu", "gated": True},
     "layer scale": {"scale_by_inverse_layer": True, "n_layer": 4, "gated": True},
     "no scale": {"scale_attn": False, "gated": True},
+    "self closed": {"gated": True, "self_closed": True, "gate_bias": 0.2},
+    "self closed, all others open": {"gated": True, "self_closed": True, "gate_bias": engine.OPEN},
     "window": {"window": 3},
     "window of one": {"window": 1, "n_head": 1},
     "top k": {"top_k": 2, "n_head": 3, "d_model": 12},

@@ -33,7 +33,8 @@ class ConfigC(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in CONFIG),
         *(("activation", ctypes.c_int), ("ln_eps", ctypes.c_double), ("gated", ctypes.c_int)),
-        *(("gate_bias", ctypes.c_double), ("tied", ctypes.c_int), ("bias", ctypes.c_int)),
+        *(("gate_bias", ctypes.c_double), ("self_closed", ctypes.c_int)),
+        *(("tied", ctypes.c_int), ("bias", ctypes.c_int)),
         *((name, ctypes.c_int) for name in ("unembed_bias", "scale_attn", "scale_by_inverse_layer")),
         *(("window", ctypes.c_int64), ("top_k", ctypes.c_int64), ("min_weight", ctypes.c_double)),
     ]

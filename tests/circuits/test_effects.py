@@ -193,7 +193,7 @@ def test_attribution_metrics(unit, metric):
 
 
 @pytest.mark.parametrize("metric", ["logit_diff", "log_prob"])
-@pytest.mark.parametrize("name", ["gated", "one layer, untied"])
+@pytest.mark.parametrize("name", ["gated", "one layer, untied", "self closed"])
 def test_gate_attribution(name, metric):
     one = case(name, (4, 4))
     found = effects.attribution(one.model(), one.task, "edge", path="gate", metric=metric)

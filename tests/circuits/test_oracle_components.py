@@ -24,8 +24,9 @@ CONFIGS = {
     },
     "no biases": {"bias": False},
     "all closed": {"gated": True, "gate_bias": -1e6},
+    "self closed": {"gated": True, "self_closed": True, "gate_bias": 0.1},
 }  # fmt: skip
-FLIPS = ("gated", "gated, relu, untied")  # a gate that flips on a path makes a jump
+FLIPS = ("gated", "gated, relu, untied", "self closed")  # a gate that flips on a path makes a jump
 each_config = pytest.mark.parametrize("name", CONFIGS)
 each_ablation = pytest.mark.parametrize("ablation", comp.ABLATIONS)
 each_gate = pytest.mark.parametrize("gate", comp.GATES)

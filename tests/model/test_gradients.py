@@ -21,6 +21,7 @@ CONFIGS = {
     "heads of width 1": {"n_head": 3, "d_head": 1, "gated": True, "bias": False},
     "untied, gelu": {"tied": False, "activation": "gelu", "unembed_bias": True, "n_head": 1},
     "relu, layer scale": {"activation": "relu", "scale_by_inverse_layer": True, "gated": True, "n_layer": 3},
+    "self closed": {"gated": True, "self_closed": True, "gate_bias": 0.2},
     "window": {"window": 3, "n_layer": 3},
     "top k": {"top_k": 2},
     "least weight": {"min_weight": 0.2, "n_head": 1},
@@ -264,6 +265,10 @@ TRAINING = {
     "gated dropout": (
         {"gated": True},
         {"tau": 2.0, "geco_rate": 0.2, "dropout": ((0.2, 0.3), (0.5, 0.0), (0.0, 0.1), (0.1, 0.0))},
+    ),
+    "self closed": (
+        {"gated": True, "self_closed": True, "gate_bias": 0.4},
+        {"tau": 2.0, "kind_weight": ((9.0, 9.0), (0.5, 0.4), (3.0, 0.7))},
     ),
     "kinds": (
         {"gated": True},

@@ -24,7 +24,8 @@ Gate = Callable[[int, Array], Array]
 
 DEFAULTS = {
     "n_layer": 2, "n_head": 2, "d_model": 8, "d_head": 4, "d_mlp": 16, "n_ctx": 12, "n_vocab": 11,
-    "activation": "gelu_new", "ln_eps": 1e-5, "gated": False, "gate_bias": 0.0, "tied": True,
+    "activation": "gelu_new", "ln_eps": 1e-5, "gated": False, "gate_bias": 0.0, "self_closed": False,
+    "tied": True,
     "bias": True, "unembed_bias": False, "scale_attn": True, "scale_by_inverse_layer": False,
     "window": 0, "top_k": 0, "min_weight": 0.0,
 }  # fmt: skip
@@ -184,6 +185,11 @@ def kept_scores(config: Mapping, scores: Array) -> Array:
     return scores
 
 
+def gate_mask(config: Mapping, n_tokens: int) -> NDArray[np.bool_]:
+    """mask[q, k]: a score may open the gate, k < q with self_closed, else k <= q."""
+    return np.tri(n_tokens, k=-1 if config["self_closed"] else 0, dtype=bool)
+
+
 def hard_gate(layer: int, g: Array) -> Array:
     """The gate at evaluation: 1 where g > 0, else 0."""
     return (g > 0).astype(np.float64)
@@ -216,7 +222,8 @@ def forward(
 
     Per layer l, x = resid_pre[l]:
         q, k, v = LN1(x) W_QKV + b           scores = factor * q.k for k <= q, else -inf
-        pattern = softmax(scores) * m        m = gate(scores + gate_bias) if gated, else 1
+        pattern = softmax(scores) * m        m = gate(scores + gate_bias) if gated, else 1;
+                                             0 for k = q with self_closed
         z = pattern v                        resid_mid = x + z W_O + b_O
         mlp_post = act(LN2(resid_mid) W_in + b_in)
         resid_post = resid_mid + mlp_post W_out + b_out
@@ -263,7 +270,9 @@ def _attention(config, weights, layer, x, gate, gate_bias, keep) -> Array:
     scores = np.where(mask, np.einsum("qhd,khd->hqk", q, k) * score_factor(config, layer), -np.inf)
     scores = keep("scores", layer, scores)
     scores = kept_scores(config, scores)
-    m = gate(layer, np.where(mask, scores + gate_bias, -np.inf)) if config["gated"] else 1.0
+    m = 1.0
+    if config["gated"]:
+        m = gate(layer, np.where(gate_mask(config, n_tokens), scores + gate_bias, -np.inf))
     m = keep("gate", layer, np.where(np.isneginf(scores), 0.0, m))
     pattern = keep("pattern", layer, softmax(scores) * m)
     z = keep("z", layer, np.einsum("hqk,khd->qhd", pattern, v))

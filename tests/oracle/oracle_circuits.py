@@ -91,6 +91,7 @@ def _contributions(config, weights, layer, x) -> tuple[Array, Array, Array]:
     scores = np.einsum("...qhd,...khd->...hqk", q, k) * oracle.score_factor(config, layer)
     causal = oracle.causal_mask(x.shape[-2])
     is_open = scores + config["gate_bias"] > 0 if config["gated"] else np.ones_like(scores, bool)
+    is_open = is_open & oracle.gate_mask(config, scores.shape[-1])
     gate = causal & is_open
     pattern = np.where(gate, oracle.softmax(np.where(causal, scores, -np.inf)), 0.0)
     return np.einsum("...hqk,...khd->...hqkd", pattern, v), pattern, gate
@@ -319,8 +320,7 @@ def gate_attribution(config, weights, task, metric=None) -> Array:
 
         slope = np.zeros_like(run["pattern"])
         slope[tuple(items.T)] = mask_gradient(f, slope.copy(), items)
-        causal = oracle.causal_mask(len(tokens))
-        g = np.where(causal, run["scores"] + config["gate_bias"], 0.0)
+        g = np.where(oracle.gate_mask(config, len(tokens)), run["scores"] + config["gate_bias"], 0.0)
         scores.append(g * oracle.softmax(run["scores"]) * slope * oracle.sigmoid_slope(g))
     return np.mean(scores, axis=0)
 

@@ -129,7 +129,7 @@ def _head(config, weights, layer, head, inputs, gate) -> dict[str, Array]:
     scores = np.where(mask, part["q"] @ part["k"].T * oracle.score_factor(config, layer), -np.inf)
     if gate is None:
         is_open = scores + config["gate_bias"] > 0 if config["gated"] else mask
-        gate = (is_open & mask).astype(np.float64)
+        gate = (is_open & oracle.gate_mask(config, len(mask))).astype(np.float64)
     part |= {"softmax": oracle.softmax(scores), "gate": gate}
     part["z"] = (part["softmax"] * gate) @ part["v"]
     return part

@@ -174,7 +174,8 @@ def _attention_backward(
 
 def evaluation_gate_logits(config: Mapping, run: Record) -> Array:
     """g = scores + gate_bias (L,H,T,T) of a run, for the straight-through gradient at evaluation."""
-    return run["scores"] + config["gate_bias"]
+    mask = oracle.gate_mask(config, run["scores"].shape[-1])
+    return np.where(mask, run["scores"] + config["gate_bias"], -np.inf)
 
 
 # --------------------------------------------------------------------------- noise of the training gate
@@ -368,7 +369,7 @@ def loss_and_gradients(
         dlogits *= ce_part * share[:, None]
         g = dedge = None
         if config["gated"]:
-            g = run["scores"] + bias[:, None, None, None]
+            g = np.where(oracle.gate_mask(config, T), run["scores"] + bias[:, None, None, None], -np.inf)
             price = prices.T[:, None, entry_kinds(T)]
             edges = oracle.sigmoid(g)
             expected += edges.sum()

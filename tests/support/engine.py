@@ -130,6 +130,7 @@ def step_arguments(options: ot.Options) -> dict:
 def cases(draw, max_tokens: int = 12) -> tuple[dict, int, np.ndarray]:
     """A random small configuration, a seed for its weights, and a prompt that fits it."""
     n_ctx = draw(st.integers(1, max_tokens))
+    gated = draw(st.booleans())
     config = oracle.full_config(
         n_layer=draw(st.integers(1, 3)),
         n_head=draw(st.integers(1, 4)),
@@ -139,7 +140,8 @@ def cases(draw, max_tokens: int = 12) -> tuple[dict, int, np.ndarray]:
         n_ctx=n_ctx,
         n_vocab=draw(st.integers(2, 40)),
         activation=draw(st.sampled_from(["gelu_new", "gelu", "relu"])),
-        gated=draw(st.booleans()),
+        gated=gated,
+        self_closed=gated and draw(st.booleans()),
         gate_bias=draw(st.sampled_from([0.0, 0.0, -0.5, 0.7, CLOSED, OPEN])),
         tied=draw(st.booleans()),
         bias=draw(st.booleans()),

@@ -27,6 +27,7 @@ CONFIGS = {
     "relu, layer scale": {"activation": "relu", "scale_by_inverse_layer": True, "gated": True},
     "no bias, gelu": {"bias": False, "activation": "gelu", "d_model": 13, "n_head": 1, "d_head": 13},
     "all closed": {"gated": True, "gate_bias": engine.CLOSED},
+    "self closed": {"gated": True, "self_closed": True, "gate_bias": 0.1},
 }
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of the largest expected value
 
