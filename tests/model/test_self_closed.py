@@ -1,5 +1,5 @@
-"""Gated models in which no gate opens the entry of a token to itself. The arithmetic of runs, gradients, training steps
-and effects is compared with the oracle in tests/c/test_engine.py, test_gradients.py and tests/circuits."""
+"""Gated models in which no gate opens the entry of a token to itself. The arithmetic of runs, gradients, training
+steps and effects is compared with the oracle in tests/c/test_engine.py, test_gradients.py and tests/circuits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def test_the_diagonal_alone_is_closed():
     found, expected = (model.run(tokens, record="all") for model in (closed, other))
     layer, own = 0, np.eye(24, dtype=bool)  # of layer 0, whose scores are the same
     assert expected.gate[layer][:, own].any()
-    assert not found.gate[:, :, own].any() and not found.pattern[:, :, own].any()
+    assert not found.gate[:, :, own].any()
+    assert not found.pattern[:, :, own].any()
     assert np.array_equal(found.scores[layer], expected.scores[layer])
     assert np.array_equal(found.gate[layer], expected.gate[layer] & ~own)
     assert np.array_equal(found.pattern[layer], np.where(own, 0, expected.pattern[layer]))
@@ -44,7 +45,8 @@ def test_whatever_is_counted_or_listed():
     run = closed.run(tokens, record=("gate", "edges", "pattern", "q", "k"))
     assert run.gate.sum() == 4 * 24 * 23 / 2 == closed.evaluate([tokens]).open_edges[0]
     edges = run.open_edges()
-    assert (edges["query_position"] > edges["key_position"]).all() and len(edges) == run.gate.sum()
+    assert (edges["query_position"] > edges["key_position"]).all()
+    assert len(edges) == run.gate.sum()
     layer, head, query, key = np.nonzero(np.broadcast_to(np.tri(24, dtype=bool), run.gate.shape))
     _, gates = run.entry_scores(layer, head, query, key)
     assert np.array_equal(gates, run.gate[layer, head, query, key])
@@ -95,10 +97,12 @@ def test_saved_and_loaded(tmp_path):
     closed.save(tmp_path / "closed")
     other.save(tmp_path / "other")
     again = asp.load(tmp_path / "closed")
-    assert again.config.self_closed and again.config == closed.config
+    assert again.config.self_closed
+    assert again.config == closed.config
     assert again.digest == closed.digest != other.digest
     assert again._core.config["self_closed"] is True
-    assert "self_closed" in repr(again) and "self_closed" not in repr(other)
+    assert "self_closed" in repr(again)
+    assert "self_closed" not in repr(other)
     fields = json.loads((tmp_path / "other" / "config.json").read_text())
     assert "attnsparse_self_closed" not in fields
     assert "self_closed" not in other.config.to_dict()
