@@ -70,7 +70,7 @@ class Spread:
     at random, so that no few of them may do without the others.
     """
 
-    steps: int = 1600
+    steps: int = 3000
     lr: float = 2e-3
     tail: float = 0.4
     """Share of the steps in which the learning rate falls."""
@@ -78,13 +78,13 @@ class Spread:
     """Layers 0 to early_layers - 1 are without attention at the start."""
     early_scale: float = 0.1
     """Their query, key and output weights are scaled by this before the first step."""
-    back: float = 0.6
+    back: float = 0.5
     """Share of the steps after which their attention is back."""
-    early_dropout: float = 0.7
+    early_dropout: float = 0.8
     """Share of their heads that is dropped then."""
-    late_dropout: float = 0.7
+    late_dropout: float = 0.8
     """Share of the heads of the other layers that is dropped."""
-    end: float = 0.85
+    end: float = 0.8
     """Share of the steps after which no head is dropped."""
     wrong_answers: float = 0.0
     """Share of answers that are replaced by a random token."""
@@ -103,9 +103,8 @@ class Settings(SharedSettings):
     dense_tail: float = 0.4
     weight_decay: float = 0.01
     """Of the dense model and the control."""
-    spread: Spread | None = None
-    """Further steps of the dense model, once its tasks are learned; None, as of the models inside the
-    package: none."""
+    spread: Spread | None = Spread()
+    """Further steps of the dense model, once its tasks are learned; None: none."""
     common_steps: int = 4500
     """The phase that both twins share; `demo-sparse` leaves it after `near_from` steps."""
     common_lr: float = 2e-3
@@ -128,9 +127,9 @@ class Settings(SharedSettings):
     late_prices: tuple[float, float] = (0.05, 1.0)
     late_bias: float = 3.0
     near_from: int = 3300
-    near: Stage = Stage(1300, 0.05, 0.05, 3e-4, 0.1, tail=0.5)
+    near: Stage = Stage(1300, 0.03, 0.1, 3e-4, 0.15, tail=0.5)
     """What makes `demo-sparse`."""
-    settle: Stage = Stage(800, 0.04, 0.03, 3e-4, 0.06, lr=1e-3, tail=0.7)
+    settle: Stage = Stage(800, 0.03, 0.03, 3e-4, 0.06, lr=1e-3, tail=0.7)
     """What makes `demo-sparse-max`."""
 
     def shown(self) -> dict[str, Any]:

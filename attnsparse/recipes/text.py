@@ -1,7 +1,9 @@
 """The recipe "text": a dense model of real text, a control trained on, and a sparse twin of as many steps.
 
 The dense model is trained at a level learning rate until its cross-entropy on held-out text no longer falls,
-then with a falling one. From there the control is trained further without a gate, and the twin with one, for
+first on short windows, in which attention learns several times faster, then on long ones, for which its
+position embeddings are repeated as in Longformer (Beltagy et al. 2020, arXiv 2004.05150); then with a falling
+rate. From there the control is trained further without a gate, and the twin with one, for
 as many steps on the same text in the same order at the same learning rates. What the twin may lose is counted
 from the control: the multiplier of its constraint follows the cross-entropy of held-out windows, with hard
 gates, against that of the control on the same windows after as many steps. A learning rate that is still high
@@ -13,6 +15,7 @@ What is reported is measured on the others alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +36,9 @@ from .text_evaluation import Mean, Measured, mean, measure
 from .together import Leader
 
 DENSE, CONTROL, SPARSE = MODELS = "text-dense", "text-control", "text-sparse"
-PHASES = ("level", "falling", "first", "second", "third")
+PHASES = ("level", "falling", "first", "second", "third", "long")
+SHORT = "level"  # the phase of short windows
+STAGES = ("first", "second", "third")  # of control and twin
 HISTORY_EVERY = 10  # steps
 SEEDS_APART = 10  # the text of phase i of PHASES has the seed 10 seed + i
 STEERING = 8  # every eighth held-out window steers
@@ -66,10 +71,12 @@ class Settings(SharedSettings):
     n_head: int = 8
     d_model: int = 128
     d_mlp: int = 224
-    length: int = 128
+    length: int = 512
     """Tokens of a sequence."""
-    batch: int = 16
+    batch: int = 4
     """Sequences of a step."""
+    short_length: int = 128
+    """Tokens of a sequence in the first phase, whose steps have as many tokens as the others."""
     vocabulary: int = 2048
     """Tokens of the byte-level BPE, which is trained on the text."""
     held_out: float = 0.05
@@ -80,34 +87,37 @@ class Settings(SharedSettings):
     """Share dropped of what attention and MLPs add to the residual stream."""
     dense_lr: float = 3e-3
     level_steps: int = 8000
-    """Most steps of the dense model before its learning rate falls."""
+    """Most steps of the dense model on short windows."""
     level_every: int = 250
     """Steps between two looks at its held-out cross-entropy."""
     patience: int = 6
-    """Looks without a new best one after which it falls."""
+    """Looks without a new best one after which a phase ends."""
+    long_steps: int = 2500
+    """Most steps on long windows before the learning rate falls."""
     falling_steps: int = 1500
     twin_every: int = 20
     """Steps between two looks at the twin's held-out cross-entropy."""
-    multiplier_min: float = 1e-3
-    first: Stage = Stage(2000, 0.10, 0.30, 0.1, 0.5, 2e-3, gate_bias=4.0)
-    second: Stage = Stage(2500, 0.02, 0.0, 0.05, 0.3, 1.5e-3)
-    third: Stage = Stage(2000, 0.02, 0.02, 0.3, 0.6, 1.5e-3, tail=0.6)
+    multiplier_min: float = 3e-4
+    first: Stage = Stage(2000, 0.10, 0.30, 0.03, 0.15, 2e-3, gate_bias=4.0)
+    second: Stage = Stage(2500, 0.03, 0.0, 0.02, 0.15, 1.5e-3)
+    third: Stage = Stage(2000, 0.025, 0.02, 0.08, 0.4, 1.5e-3, tail=0.6)
 
 
 TINY: dict[str, Any] = {
-    "n_layer": 2, "n_head": 2, "d_model": 16, "d_mlp": 32, "length": 16, "batch": 4, "vocabulary": 300,
-    "level_steps": 40, "level_every": 10, "patience": 2, "falling_steps": 10, "twin_every": 5,
+    "n_layer": 2, "n_head": 2, "d_model": 16, "d_mlp": 32, "length": 16, "batch": 4, "short_length": 8, "vocabulary": 300,
+    "level_steps": 40, "level_every": 10, "patience": 2, "long_steps": 20, "falling_steps": 10,
+    "twin_every": 5,
     "first": Stage(20, 0.10, 0.30, 0.1, 0.5, 2e-3, gate_bias=4.0),
     "second": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3), "third": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3),
 }  # fmt: skip
 """Settings of a trial of the whole recipe, which takes seconds and gives useless models."""
 
 
-def config(settings: Settings, n_vocab: int) -> Config:
+def config(settings: Settings, n_vocab: int, n_ctx: int) -> Config:
     """The models' shape, dense: about a million weights."""
     return Config(
         n_layer=settings.n_layer, n_head=settings.n_head, d_model=settings.d_model,
-        d_head=settings.d_model // settings.n_head, d_mlp=settings.d_mlp, n_ctx=settings.length,
+        d_head=settings.d_model // settings.n_head, d_mlp=settings.d_mlp, n_ctx=n_ctx,
         n_vocab=n_vocab, activation="gelu_new",
     )  # fmt: skip
 
@@ -122,14 +132,23 @@ def _common(settings: Settings) -> dict[str, Any]:
 
 
 def dense_options(settings: Settings) -> dict[str, TrainingOptions]:
-    """Options of the dense model's phases: a level learning rate, then one that falls to 2 %."""
+    """Options of the dense model's phases: a level learning rate twice, then one that falls to 2 %."""
     common = {**_common(settings), "weight_decay": settings.weight_decay}
     level = schedules.Warmup(settings.dense_lr, 100)
     falling = schedules.Warmup(settings.dense_lr, 50, "linear", final=0.02)
     return {
         "level": TrainingOptions(steps=settings.level_steps, lr=level, **common),
+        "long": TrainingOptions(steps=settings.long_steps, lr=level, **common),
         "falling": TrainingOptions(steps=settings.falling_steps, lr=falling, **common),
     }
+
+
+def with_context(model: Model, n_ctx: int) -> Model:
+    """A copy of a dense model with room for n_ctx tokens, its position embeddings repeated."""
+    positions = np.resize(model.parameter("wpe.weight"), (n_ctx, model.config.d_model))
+    shape = dataclasses.replace(model.config, n_ctx=n_ctx)
+    weights = {**model.parameters(), "wpe.weight": positions}
+    return Model(shape, weights, tokenizer=model.tokenizer, name=model.name)
 
 
 def control_options(settings: Settings, stage: Stage) -> TrainingOptions:
@@ -221,13 +240,13 @@ class Pair(NamedTuple):
 def train_pair(job: TextJob) -> Pair:
     """The three models, each written into its folder once it is done."""
     settings = job.settings
-    dense = [job.dense("level"), job.dense("falling")]
+    dense = [job.dense(name) for name in ("level", "long", "falling")]
     start = dense[-1].model
     job.ship(DENSE, dense)
     control = job.ungated("control", start.copy())
     job.ship(CONTROL, control)
     twin: list[Trainer] = []
-    for name, beside in zip(PHASES[2:], control, strict=True):
+    for name, beside in zip(STAGES, control, strict=True):
         options = twin_options(settings, getattr(settings, name), course(beside))
         model = twin[-1].model.copy() if twin else gated_twin(start, SPARSE)
         twin.append(job.run(f"twin-{name}", options, model))
@@ -252,52 +271,55 @@ class TextJob(RecipeJob):
         self.settings, self._corpus = settings, corpus
         self.folders: list[Path] = []
         self._found: dict[str, Measured] = {}
-        self.text = {name: self._text(number) for number, name in enumerate(PHASES)}
-        windows = self.text["level"].held_out
+        self.text = {name: self._text(name) for name in PHASES}
+        windows = self.text["falling"].held_out
         if len(windows) < FEWEST_WINDOWS:
             raise ValueError(
                 f"the texts are too short: {len(windows)} held-out windows of {settings.length} tokens, the "
                 f"recipe needs {FEWEST_WINDOWS}"
             )
-        chosen = np.arange(len(windows)) % STEERING == 0
-        self._steering = windows[chosen]
         #: int32 [n, length], the held-out windows that steer nothing
-        self.judged = windows[~chosen]
+        self.judged = np.delete(windows, np.s_[::STEERING], axis=0)
         self._dense: Trainer | None = None
 
-    def _text(self, number: int) -> TextData:
-        """The text in the order of phase `number`."""
+    def _text(self, name: str) -> TextData:
+        """The text in the order and the windows of a phase."""
+        settings = self.settings
+        length, batch = settings.length, settings.batch
+        if name == SHORT:
+            length, batch = settings.short_length, batch * length // settings.short_length
         return TextData(
             self._corpus,
-            self.settings.length,
-            self.settings.batch,
-            tokenizer=self.settings.vocabulary,
+            length,
+            batch,
+            tokenizer=settings.vocabulary,
             folder=self.out / CHECKPOINTS / "tokens",
-            held_out=self.settings.held_out,
-            seed=SEEDS_APART * self.settings.seed + number,
+            held_out=settings.held_out,
+            seed=SEEDS_APART * settings.seed + PHASES.index(name),
         )
 
     def dense(self, name: str) -> Trainer:
-        """A phase of the dense model; the first one ends when its held-out cross-entropy is flat."""
-        tokenizer = self.text[name].tokenizer
+        """A phase of the dense model; those of a level learning rate end when its held-out cross-entropy is
+        flat."""
+        tokenizer, settings = self.text[name].tokenizer, self.settings
         if self._dense is None:
-            shape, seed = config(self.settings, tokenizer.n_vocab), self.settings.seed
-            model = Model.initialised(shape, seed, std="fan_in", tokenizer=tokenizer, name=DENSE)
-            patience = self.settings.patience
+            shape = config(settings, tokenizer.n_vocab, settings.short_length)
+            model = Model.initialised(shape, settings.seed, std="fan_in", tokenizer=tokenizer, name=DENSE)
         else:
-            model, patience = self._dense.model.copy(), 0
-        self._dense = self.run(name, dense_options(self.settings)[name], model, patience)
+            model = with_context(self._dense.model, settings.length)
+        patience = 0 if name == "falling" else settings.patience
+        self._dense = self.run(name, dense_options(settings)[name], model, patience)
         return self._dense
 
     def run(self, name: str, options: TrainingOptions, model: Model, patience: int = 0) -> Trainer:
         """Phase `name`, which is one of PHASES or ends in `-` and one of them, whose text it has."""
         text = self.text[name.rpartition("-")[2]]
-        return self.phase(name, options, model, text, held_out=self._steering, patience=patience)
+        return self.phase(name, options, model, text, held_out=text.held_out[::STEERING], patience=patience)
 
     def ungated(self, name: str, model: Model) -> list[Trainer]:
         """The phases of a model without a gate that has the twin's steps; trains `model` in place."""
         phases: list[Trainer] = []
-        for phase in PHASES[2:]:
+        for phase in STAGES:
             options = control_options(self.settings, getattr(self.settings, phase))
             phases.append(self.run(f"{name}-{phase}", options, phases[-1].model.copy() if phases else model))
         return phases
@@ -310,7 +332,7 @@ class TextJob(RecipeJob):
         model.save(folder)
         self._found[name] = measure(model, self.judged)
         rows = measured_rows(self._found, name)
-        card = cards.text_card(model, rows, self.text["level"], self.settings.shown(), HISTORY_EVERY)
+        card = cards.text_card(model, rows, self.text["falling"], self.settings.shown(), HISTORY_EVERY)
         cards.write(folder, card)
         history = joined_history(phases)
         write_history(folder, history[(history["step"] + 1) % HISTORY_EVERY == 0])

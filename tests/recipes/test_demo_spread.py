@@ -53,7 +53,7 @@ def test_arguments_of_wrong_answers_are_checked(share, steps):
 
 
 def test_schedules():
-    spread = demo.Spread(steps=1000, early_dropout=0.5, late_dropout=0.4, end=0.88)
+    spread = demo.Spread(steps=1000, early_dropout=0.5, late_dropout=0.4, back=0.6, end=0.88)
     options = demo.spread_options(demo.Settings(), spread)
     rates = {step: options.at(step, 12, False, 0.0)["head_dropout"] for step in (0, 599, 600, 879, 880, 999)}
     assert rates[0] == rates[599] == [1.0] * 4 + [0.4] * 8
@@ -85,7 +85,7 @@ def test_the_phases_of_the_dense_model(tmp_path):
     """With the phase, and without it; the second one starts from the first."""
     small = {"batch": 2, "dense_steps": 2, "checkpoint_every": 1}
     spread = demo.Spread(steps=2, wrong_answers=0.5)
-    with_it, without = demo.Settings(**small, spread=spread), demo.Settings(**small)
+    with_it, without = (demo.Settings(**small, spread=phase) for phase in (spread, None))
     phases = demo._Job(tmp_path / "a", with_it, False, 1, True, None).dense()
     alone = demo._Job(tmp_path / "b", without, False, 1, True, None).dense()
     assert [trainer.step_count for trainer in phases] == [2, 2]

@@ -264,7 +264,7 @@ def test_options_of_the_later_phases() -> None:
 def test_recipe_runs_and_resumes(tmp_path) -> None:
     stage = recipe_demo.Stage(2, 0.0, 0.1, 0.1, 0.1)
     small = {"quiet": True, "batch": 2, "dense_steps": 2, "common_steps": 3, "near_from": 2}
-    small |= {"checkpoint_every": 1, "near": stage, "settle": stage}
+    small |= {"checkpoint_every": 1, "near": stage, "settle": stage, "spread": recipe_demo.Spread(steps=2)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attnsparse.recipes.demo_evaluation.PROMPTS", 4)
         patch.setattr("attnsparse.recipes.demo_evaluation.TEXT_BATCHES", 1)

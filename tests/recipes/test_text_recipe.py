@@ -62,7 +62,7 @@ def test_control_and_twin_have_as_many_steps(short):
     assert control["lr"].tolist() == sparse["lr"].tolist()
     assert control["multiplier"].isna().all()
     assert sparse["held_out_ce"].notna().all()
-    assert dense["phase"].iloc[-1] == 1
+    assert dense["phase"].iloc[-1] == 2
 
 
 def test_the_twin_is_held_against_the_control_after_as_many_steps(short):
