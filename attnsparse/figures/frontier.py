@@ -42,7 +42,7 @@ def frontier(
     ax : matplotlib.axes.Axes, optional
         Where to draw; None: a new figure.
     allowed : float, optional
-        A dashed line at so many nats.
+        A dashed line at so many nats, with their number at its left end.
     title : str, optional
         At most 160 characters a line are shown.
 
@@ -77,7 +77,7 @@ def frontier(
                 if len(chosen):
                     _draw(ax, chosen.sort_values("edges_per_token", kind="stable"), *look, trained)
         if allowed is not None:
-            ax.axhline(allowed, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
+            _draw_limit(ax, allowed)
         _set_axes(ax, float(table["above_control"].abs().max()))
         if title is not None:
             ax.set_title(given_text(title), loc="left", **PLAIN_TEXT)
@@ -90,6 +90,14 @@ def _draw(ax: Axes, rows: pd.DataFrame, colour: str, marker: str, name: str, tra
     ax.errorbar(
         rows["edges_per_token"], rows["above_control"], rows["above_control_error"], elinewidth=0.8,
         label=name if trained else f"{name}, untrained", zorder=3 if name == "trained gate" else 2, **how,
+    )  # fmt: skip
+
+
+def _draw_limit(ax: Axes, nats: float) -> None:
+    ax.axhline(nats, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
+    ax.annotate(
+        f"{nats:g} nats", (0, nats), (3, 2), ax.get_yaxis_transform(), "offset points",
+        ha="left", va="bottom", color=GREY, fontsize=7,
     )  # fmt: skip
 
 

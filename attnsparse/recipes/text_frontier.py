@@ -34,8 +34,8 @@ FRONTIER = "frontier.csv"
 SLACKS = (0.10, 0.05, 0.20, 0.0)  # of the further twins, nats; in the order in which they are trained
 TRAINED = (("window", 16), ("top_k", 4), ("window", 4), ("min_weight", 0.1))
 RULES: dict[str, tuple[float, ...]] = {
-    "window": (1, 2, 4, 8, 16, 32, 64),
-    "top_k": (1, 2, 4, 8, 16, 32, 64),
+    "window": (1, 2, 4, 8, 16, 32, 64, 128, 256),
+    "top_k": (1, 2, 4, 8, 16, 32, 64, 128),
     "min_weight": (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005),
 }
 GATE, NONE = "gate", "none"  # of the column `sparse_by`, beside the names of RULES

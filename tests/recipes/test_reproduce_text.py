@@ -214,6 +214,7 @@ def test_figures_draw_on_given_axes(dense, sparse, data):
     assert len(axes[2].collections[1].get_offsets()) == own
     points = text_frontier.frontier_table(text_frontier.untrained_points(dense, data.held_out[:3]))
     assert figures.frontier(points, axes[3], allowed=0.1) is axes[3]
+    assert [text.get_text() for text in axes[3].texts] == ["0.1 nats"]
     assert len(axes[3].containers) == 3
     plt.close(figure)
 
