@@ -119,11 +119,33 @@ def test_the_level_phase_ends_when_the_text_teaches_no_more(tmp_path, corpus, mo
 
     monkeypatch.setattr(text.TextJob, "run", run)
     train(tmp_path, corpus, dense_lr=0.0, level_every=5)  # the first look stays the best one
-    assert ended["level"] == 15
+    assert ended["level"] == ended["long"] == 15
     assert ended["falling"] == text.TINY["falling_steps"]
 
 
-@pytest.mark.parametrize("phase", ["level", "falling", "control-second", "twin-first", "twin-third"])
+def test_the_first_windows_are_short_and_position_embeddings_are_repeated(tmp_path, corpus, monkeypatch):
+    seen: list = []
+    run = text.TextJob.run
+
+    def noting(self, name, options, model, patience=0):
+        tokens, offsets, _, _ = self.text[name.rpartition("-")[2]].batch(0)
+        seen.append((name, len(tokens), int(np.diff(offsets)[0]), model.copy()))
+        return run(self, name, options, model, patience)
+
+    monkeypatch.setattr(text.TextJob, "run", noting)
+    train(tmp_path, corpus)
+    first, second, *others = seen
+    assert [entry[0] for entry in (first, second, others[0])] == ["level", "long", "falling"]
+    assert len({n_tokens for _, n_tokens, _, _ in seen}) == 1
+    assert (first[2], first[3].config.n_ctx) == (8, 8)
+    assert {(length, model.config.n_ctx) for _, _, length, model in seen[1:]} == {(16, 16)}
+    positions = second[3].parameter("wpe.weight")
+    np.testing.assert_array_equal(positions[8:], positions[:8])
+    trained = others[0][3].parameter("wpe.weight")
+    assert not np.array_equal(trained[8:], trained[:8])
+
+
+@pytest.mark.parametrize("phase", ["level", "long", "falling", "control-second", "twin-first", "twin-third"])
 def test_stopped_and_resumed_gives_the_same_bytes(short, corpus, tmp_path, monkeypatch, phase):
     step, done = Trainer.step, []
 
