@@ -131,13 +131,13 @@ RECIPES = {
         ),
         Recipe(
             "demo",
-            "12 x 12 heads on templates of English: dense, two sparse twins, control; about 40 minutes",
+            "12 x 12 heads on templates of English: dense, two sparse twins, control; about half an hour",
             ("demo-dense", "demo-sparse", "demo-sparse-max", "demo-control"),
             ".demo",
         ),
         Recipe(
             "demo-transcoder",
-            "transcoders of demo-dense and demo-sparse, about ten minutes",
+            "transcoders of demo-dense and demo-sparse, about three minutes",
             ("demo-dense-transcoders", "demo-sparse-transcoders"),
             ".transcoders",
             shared=False,
