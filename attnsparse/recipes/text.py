@@ -104,9 +104,9 @@ class Settings(SharedSettings):
 
 
 TINY: dict[str, Any] = {
-    "n_layer": 2, "n_head": 2, "d_model": 16, "d_mlp": 32, "length": 16, "batch": 4, "short_length": 8, "vocabulary": 300,
-    "level_steps": 40, "level_every": 10, "patience": 2, "long_steps": 20, "falling_steps": 10,
-    "twin_every": 5,
+    "n_layer": 2, "n_head": 2, "d_model": 16, "d_mlp": 32, "length": 16, "batch": 4, "short_length": 8,
+    "vocabulary": 300, "level_steps": 40, "level_every": 10, "patience": 2, "long_steps": 20,
+    "falling_steps": 10, "twin_every": 5,
     "first": Stage(20, 0.10, 0.30, 0.1, 0.5, 2e-3, gate_bias=4.0),
     "second": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3), "third": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3),
 }  # fmt: skip

@@ -1,5 +1,6 @@
-"""Gated models in which no gate opens the entry of a token to itself. The arithmetic of runs, gradients, training
-steps and effects is compared with the oracle in tests/c/test_engine.py, test_gradients.py and tests/circuits."""
+"""Gated models in which no gate opens the entry of a token to itself. The arithmetic of runs, gradients,
+training steps and effects is compared with the oracle in tests/c/test_engine.py, test_gradients.py and
+tests/circuits."""
 
 from __future__ import annotations
 
