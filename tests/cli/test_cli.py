@@ -108,14 +108,17 @@ def test_info(folder, capsys):
     assert asp.load(folder).digest in out
 
 
-def test_info_about_transcoders(capsys):
-    assert run("info", "demo-sparse-transcoders") == 0
+@pytest.mark.parametrize(
+    ("model", "activation"), [("demo-dense", "topk, k = 6"), ("demo-sparse", "jump_relu")]
+)
+def test_info_about_transcoders(capsys, model, activation):
+    assert run("info", f"{model}-transcoders") == 0
     out = capsys.readouterr().out.splitlines()
     for line in (
-        "of the model:             demo-sparse",
+        f"of the model:             {model}",
         "kind:                     one per layer",
         "shape:                    12 layers x 512 to 1,024 features, width 96",
-        "activation:               topk, k = 6",
+        f"activation:               {activation}",
         "reads:                    ln2.hook_normalized",
         "writes:                   hook_mlp_out",
     ):

@@ -160,6 +160,9 @@ def test_antonym_tables_and_caption_agree(models):
             assert (own["share"].iloc[n - 1], own["kept"].iloc[n - 1]) == (row.share, row.kept)
         assert own["kept"].iloc[row.heads_needed_to_keep - 1] >= 0.8
         assert (np.diff(own["effect"]) <= 0).all()
+    needed = table.groupby("role")["heads_needed"]
+    assert needed.min()["dense"] >= 15
+    assert needed.max()["sparse"] <= 6
     assert set(heads["query_position"]) == {8}
     assert set(heads["key_position"]) == {5}
     assert table["answer_is_top"].all()

@@ -23,7 +23,8 @@ SHORT = {
     "steps": 12, "first_features": 24, "features": 16, "batch": 4, "top_k": 3, "checkpoint_every": 3,
 }  # fmt: skip
 MOST_BYTES = 12 * 2**20
-MOST_LOSS = {"demo-dense-transcoders": 0.1, "demo-sparse-transcoders": 0.45}  # nats, with all MLPs replaced
+ACTIVATIONS = {"demo-dense-transcoders": "topk", "demo-sparse-transcoders": "jump_relu"}
+MOST_LOSS = 0.1  # nats, with all MLPs replaced
 SAMPLE = 4  # batches of text
 PROMPT = 'The opposite of "large" is "'
 WORD = 4  # position of large
@@ -45,7 +46,7 @@ def test_the_card_is_of_these_files(sets, name):
     facts, text = card(name), (MODELS_FOLDER / name / "README.md").read_text()
     assert facts["digest"] == transcoders.digest
     assert facts["model_digest"] == model.digest
-    assert (transcoders.activation, transcoders.model_name) == ("topk", SETS[name])
+    assert (transcoders.activation, transcoders.model_name) == (ACTIVATIONS[name], SETS[name])
     assert transcoders.n_features == tuple(row["n_features"] for row in facts["layers"])
     for digest in (facts["digest"], facts["model_digest"]):
         assert digest in text
@@ -66,7 +67,7 @@ def test_the_cards_numbers_come_out_on_a_sample(sets, name):
 @pytest.mark.parametrize("name", SETS)
 def test_what_the_sets_are_shipped_for(name):
     facts = card(name)
-    assert facts["cross_entropy_replaced"] <= facts["cross_entropy"] + MOST_LOSS[name]
+    assert facts["cross_entropy_replaced"] <= facts["cross_entropy"] + MOST_LOSS
     assert facts["explained_variance"] > 0.9
     assert 3 <= facts["l0"] <= 12
     assert facts["dead"] < 0.6
