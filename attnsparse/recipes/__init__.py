@@ -144,15 +144,15 @@ RECIPES = {
         ),
         Recipe(
             "text",
-            "6 x 8 heads on text files of yours (--corpus): dense, control, sparse twin; about an hour",
+            "6 x 8 heads on text files of yours (--corpus): dense, control, sparse twin; about 80 minutes",
             ("text-dense", "text-control", "text-sparse"),
             ".text",
             needs_corpus=True,
         ),
         Recipe(
             "text-frontier",
-            "the same, and cross-entropy against edges per token: twins of other slacks, attention that is "
-            "sparse by a rule; with --resume into a finished run of text; about three hours",
+            "the same, and cross-entropy against edges per token: twins of other multipliers, attention that "
+            "is sparse by a rule; with --resume into a finished run of text; about three hours",
             ("text-dense", "text-control", "text-sparse"),
             ".text_frontier",
             needs_corpus=True,

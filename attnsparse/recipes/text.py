@@ -98,9 +98,9 @@ class Settings(SharedSettings):
     twin_every: int = 20
     """Steps between two looks at the twin's held-out cross-entropy."""
     multiplier_min: float = 3e-4
-    first: Stage = Stage(2000, 0.10, 0.30, 0.03, 0.15, 2e-3, gate_bias=4.0)
-    second: Stage = Stage(2500, 0.03, 0.0, 0.02, 0.15, 1.5e-3)
-    third: Stage = Stage(2000, 0.025, 0.02, 0.08, 0.4, 1.5e-3, tail=0.6)
+    first: Stage = Stage(2000, 0.05, 0.15, 0.3, 0.6, 2e-3, gate_bias=4.0)
+    second: Stage = Stage(2500, 0.03, 0.0, 0.3, 0.4, 1.5e-3)
+    third: Stage = Stage(2000, 0.025, 0.0, 0.2, 0.2, 1.5e-3, tail=0.6)
 
 
 TINY: dict[str, Any] = {

@@ -1,10 +1,11 @@
 """The recipe "text-frontier": the recipe "text", and what cross-entropy costs in edges for each token.
 
-Beside the three models it trains further twins of the same steps, which have another slack in the last stage.
-They are compared with attention that is sparse by a rule: a window of the last positions, the largest scores
-of each head and query, the largest weights. Every rule is tried on the finished control as it is, and some
-are trained from text-dense for as many steps as control and twin. Rules choose before the softmax, so the
-weights of what they keep add up to 1; the gate closes entries after it.
+Beside the three models it trains further twins of the same steps, whose multiplier is another one in the last
+stage: it says how much loss is accepted for one edge less. They are compared with attention that is sparse by
+a rule: a window of the last positions, the largest scores of each head and query, the largest weights. Every
+rule is tried on the finished control as it is, and some are trained from text-dense for as many steps as
+control and twin. Rules choose before the softmax, so the weights of what they keep add up to 1; the gate
+closes entries after it.
 
 All points are measured on the held-out windows that steer nothing, with hard gates, and written into
 `text-sparse/frontier.csv`.
@@ -31,12 +32,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FRONTIER = "frontier.csv"
-SLACKS = (0.10, 0.05, 0.20, 0.0)  # of the further twins, nats; in the order in which they are trained
+MULTIPLIERS = (
+    0.1,
+    0.4,
+    0.05,
+    0.8,
+)  # of the further twins' last stage; in the order in which they are trained
 TRAINED = (("window", 16), ("top_k", 4), ("window", 4), ("min_weight", 0.1))
 RULES: dict[str, tuple[float, ...]] = {
     "window": (1, 2, 4, 8, 16, 32, 64, 128, 256),
     "top_k": (1, 2, 4, 8, 16, 32, 64, 128),
-    "min_weight": (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005),
+    "min_weight": (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001),
 }
 GATE, NONE = "gate", "none"  # of the column `sparse_by`, beside the names of RULES
 
@@ -59,14 +65,14 @@ def train(
     control = pair.control[-1].model
     points = [
         *untrained_points(control, job.judged),
-        _of_gate(job, pair.twin[-1].model, job.settings.third.slack),
+        _of_gate(job, pair.twin[-1].model, job.settings.third.multiplier_max),
     ]
     _write(job, points)
-    for slack in SLACKS:
-        stage = dataclasses.replace(job.settings.third, slack=slack)
+    for multiplier in MULTIPLIERS:
+        stage = dataclasses.replace(job.settings.third, multiplier=multiplier, multiplier_max=multiplier)
         options = twin_options(job.settings, stage, course(pair.control[-1]))
-        twin = job.run(f"twin-{slack:.2f}-third", options, pair.twin[-2].model.copy())
-        points.append(_of_gate(job, twin.model, slack))
+        twin = job.run(f"twin-{multiplier:g}-third", options, pair.twin[-2].model.copy())
+        points.append(_of_gate(job, twin.model, multiplier))
         _write(job, points)
     for rule, value in TRAINED:
         start = ruled(pair.dense[-1].model, rule, value)
@@ -94,14 +100,15 @@ def untrained_points(control: Model, windows: np.ndarray) -> list[dict[str, Any]
     return points
 
 
-def _of_gate(job: TextJob, twin: Model, slack: float) -> dict[str, Any]:
-    return {"sparse_by": GATE, "setting": slack, "trained": True, "found": measure(twin, job.judged)}
+def _of_gate(job: TextJob, twin: Model, multiplier: float) -> dict[str, Any]:
+    return {"sparse_by": GATE, "setting": multiplier, "trained": True, "found": measure(twin, job.judged)}
 
 
 def frontier_table(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """One row per point, those of a kind by their number of edges.
 
-    sparse_by, setting (slack of a gate, value of a rule), trained (or applied to the control as it is),
+    sparse_by, setting (largest multiplier of a gate's last stage, value of a
+    rule), trained (or applied to the control as it is),
     edges_per_token, edges_error, cross_entropy, cross_entropy_error, above_control, above_control_error (of
     the same windows; errors are standard errors over windows) and open_per_cent. The control is among the
     points, with sparse_by "none".

@@ -194,7 +194,7 @@ def test_the_command(tmp_path, corpus, capsys):
 
 def test_the_frontier(short, corpus, tmp_path, monkeypatch):
     """Its points are the models that the recipe says, also when it was stopped on the way."""
-    monkeypatch.setattr(text_frontier, "SLACKS", (0.3,))
+    monkeypatch.setattr(text_frontier, "MULTIPLIERS", (0.3,))
     monkeypatch.setattr(text_frontier, "TRAINED", (("window", 3),))
     monkeypatch.setattr(text_frontier, "RULES", {"window": (3, 16), "top_k": (2,), "min_weight": (0.2,)})
     step, done, kept = Trainer.step, [], []
@@ -232,7 +232,7 @@ def test_the_frontier(short, corpus, tmp_path, monkeypatch):
     ]
     assert len(early) == len(table) - 1
     gates = table[table["sparse_by"] == "gate"]
-    assert sorted(gates["setting"]) == [0.02, 0.3]
+    assert sorted(gates["setting"]) == [text.TINY["third"].multiplier_max, 0.3]
     source = asp.TextData(corpus, 16, 4, tokenizer=300)
     judged = source.held_out[np.arange(len(source.held_out)) % text.STEERING != 0]
     control, sparse = map(asp.load, short[1:])
@@ -241,7 +241,7 @@ def test_the_frontier(short, corpus, tmp_path, monkeypatch):
     assert windows["edges_per_token"].tolist() == pytest.approx([4 * 45 / 16, 4 * 45 / 16, 4 * 136 / 16])
     assert windows["above_control"][2] == pytest.approx(0, abs=1e-6)
     ruled = text_frontier.ruled(control, "window", 3)
-    shipped = gates[gates["setting"] == 0.02].iloc[0]
+    shipped = gates[gates["setting"] != 0.3].iloc[0]
     for model, row in ((control, table.iloc[0]), (ruled, windows.iloc[1]), (sparse, shipped)):
         losses = np.array([model.evaluate([window]).cross_entropy for window in judged])
         assert row["cross_entropy"] == pytest.approx(losses.mean(), rel=1e-5)
