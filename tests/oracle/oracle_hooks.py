@@ -87,7 +87,7 @@ def _attention(config, weights, layer: int, block: Array, ask: Change) -> Array:
     scores = np.einsum("qhd,khd->hqk", q, k) * oracle.score_factor(config, layer)
     scores = ask(at + "attn_scores", np.where(causal, scores, -np.inf))
     is_open = scores + config["gate_bias"] > 0 if config["gated"] else np.ones(scores.shape, bool)
-    mask = ask(at + "sparse_mask", causal & is_open)
+    mask = ask(at + "sparse_mask", oracle.gate_mask(config, len(block)) & is_open)
     z = np.einsum("hqk,khd->qhd", ask(at + "pattern", oracle.softmax(scores) * mask), v)
     z = ask(at + "z", z)
     w_o = weights[f"h.{layer}.attn.c_proj.weight"].reshape(*heads, -1)

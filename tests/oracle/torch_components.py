@@ -126,6 +126,7 @@ class TorchModel:
         mask = torch.ones(len(q), len(q)).tril().bool()
         if gate is None:
             gate = mask & (scores.detach() + config["gate_bias"] > 0 if config["gated"] else mask)
+            gate = gate.tril(-1 if config["self_closed"] else 0)
         kept[layer, head] = gate
         pattern = torch.softmax(scores.masked_fill(~mask, -torch.inf), -1) * gate
         rows = slice(head * size, (head + 1) * size)
