@@ -25,7 +25,7 @@ from ..model.locate import find
 from ..model.model import Model
 from ..model.tables import edges
 from ..recipes.text import STEERING, Settings
-from ..recipes.text_evaluation import measure
+from ..recipes.text_evaluation import Measured, measure
 from ..recipes.text_frontier import FRONTIER, GATE, frontier_table, untrained_points
 from ..tasks.running_text import text_task
 from ..training.text import TextData
@@ -66,7 +66,7 @@ def make(
     some = windows[:: -(-len(windows) // MOST_WINDOWS)]
     texts: pd.DataFrame = text_table([file._asdict() for file in text.texts]).drop(columns="source")
     return [
-        _frontier(_points(models, sparse, windows), texts),
+        _frontier(_points(models, sparse, windows), texts, measure(models["sparse"], windows)),
         _kinds(models, some),
         _positions(models, some),
         _paragraph(models, windows[0][:PARAGRAPH]),
@@ -90,11 +90,12 @@ def _points(models: dict[str, Model], sparse: ModelOrPath, windows: np.ndarray) 
     return frontier_table([*untrained_points(models["dense"], windows), gate])
 
 
-def _frontier(table: pd.DataFrame, texts: pd.DataFrame) -> FigureFiles:
+def _frontier(table: pd.DataFrame, texts: pd.DataFrame, twin: Measured) -> FigureFiles:
     ratios = _ratios(table)
     with styled():
         ax = frontier(table, allowed=ALLOWED)
-    gate = _best(table)
+    gates = table[table["sparse_by"] == GATE]
+    gate = gates.loc[(gates["edges_per_token"] - twin.edges_per_token.value).abs().idxmin()]
     of_it = ratios[(ratios["gate_edges_per_token"] == gate["edges_per_token"]) & (ratios["ratio"] > 0)]
     said = "; ".join(f"{row['rule']} {row['ratio']:.0f}" for row in of_it.to_dict("records"))
     words = (
@@ -110,16 +111,6 @@ def _frontier(table: pd.DataFrame, texts: pd.DataFrame) -> FigureFiles:
     return FigureFiles(
         "text-frontier", _whole(ax), wrapped(words), {"points": table, "ratios": ratios, "texts": texts}
     )
-
-
-def _best(table: pd.DataFrame) -> pd.Series:
-    """The twin with fewest edges of those within ALLOWED of the control, or else the one nearest to it."""
-    gates = table[table["sparse_by"] == GATE]
-    within = gates[gates["above_control"] <= ALLOWED]
-    best: pd.Series = (
-        within.sort_values("edges_per_token") if len(within) else gates.sort_values("above_control")
-    ).iloc[0]
-    return best
 
 
 def _ratios(table: pd.DataFrame) -> pd.DataFrame:

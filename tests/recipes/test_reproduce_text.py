@@ -19,6 +19,7 @@ from attnsparse import figures
 from attnsparse.cli import main as cli
 from attnsparse.recipes import text_frontier
 from attnsparse.recipes.job import gated_twin
+from attnsparse.recipes.text_evaluation import measure
 from attnsparse.reproduce import edge_kinds, edges_by_position, reproduce, text
 from attnsparse.reproduce.pair import FigureFiles
 from attnsparse.reproduce.text_tables import KINDS, kinds_of_entries
@@ -150,6 +151,17 @@ def test_ratios_are_interpolated():
     found = text._ratios(pd.DataFrame(rows, columns=names)).set_index("rule")
     assert found["ratio"]["window, untrained"] == pytest.approx(16**0.8 / 2)
     assert np.isnan(found["ratio"]["top_k"])
+
+
+def test_the_frontiers_caption_is_about_the_twin_that_was_given(dense, sparse, data):
+    points = text_frontier.untrained_points(dense, data.held_out[:6])
+    twin = measure(sparse, data.held_out[:6])
+    for found, setting in ((points[3]["found"], 0.1), (twin, 0.2), (points[5]["found"], 0.3)):
+        points.append({"sparse_by": "gate", "setting": setting, "trained": True, "found": found})
+    table = text_frontier.frontier_table(points)
+    caption = text._frontier(table, pd.DataFrame(), twin).caption.replace("\n", " ")
+    assert f"The twin has {twin.edges_per_token.value:.1f} edges a token" in caption
+    plt.close("all")
 
 
 def test_reproduce(dense, sparse, corpus, tmp_path, data):
