@@ -123,9 +123,9 @@ class Config:
                 f"ln_eps must be above 0, got {self.ln_eps}",
                 field="ln_eps",
             )
-        self._check_kept()
+        self._check_attention()
 
-    def _check_kept(self) -> None:
+    def _check_attention(self) -> None:
         kept = [name for name in KEPT_ENTRIES if getattr(self, name)]
         text = None
         if not 0 <= self.min_weight < 1:

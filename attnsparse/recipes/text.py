@@ -3,11 +3,11 @@
 The dense model is trained at a level learning rate until its cross-entropy on held-out text no longer falls,
 first on short windows, in which attention learns several times faster, then on long ones, for which its
 position embeddings are repeated as in Longformer (Beltagy et al. 2020, arXiv 2004.05150); then with a falling
-rate. From there the control is trained further without a gate, and the twin with one, for
-as many steps on the same text in the same order at the same learning rates. What the twin may lose is counted
-from the control: the multiplier of its constraint follows the cross-entropy of held-out windows, with hard
-gates, against that of the control on the same windows after as many steps. A learning rate that is still high
-costs both as much, and so it moves no multiplier.
+rate. From there the control is trained further without a gate, and the twin with one, for as many steps on
+the same text in the same order at the same learning rates. What the twin may lose is counted from the
+control: the multiplier of its constraint follows the cross-entropy of held-out windows, with hard gates,
+against that of the control on the same windows after as many steps. A learning rate that is still high costs
+both as much, and so it moves no multiplier.
 
 An eighth of the held-out windows steers: it decides when the dense model is done and moves the multiplier.
 What is reported is measured on the others alone.

@@ -32,12 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FRONTIER = "frontier.csv"
-MULTIPLIERS = (
-    0.1,
-    0.4,
-    0.05,
-    0.8,
-)  # of the further twins' last stage; in the order in which they are trained
+MULTIPLIERS = (0.1, 0.4, 0.05, 0.8)  # of the last stage of the further twins, in the order of their training
 TRAINED = (("window", 16), ("top_k", 4), ("window", 4), ("min_weight", 0.1))
 RULES: dict[str, tuple[float, ...]] = {
     "window": (1, 2, 4, 8, 16, 32, 64, 128, 256),

@@ -65,8 +65,9 @@ def make(
     windows = text.held_out[np.arange(len(text.held_out)) % STEERING != 0]
     some = windows[:: -(-len(windows) // MOST_WINDOWS)]
     texts: pd.DataFrame = text_table([file._asdict() for file in text.texts]).drop(columns="source")
+    twin = measure(models["sparse"], windows)
     return [
-        _frontier(_points(models, sparse, windows), texts, measure(models["sparse"], windows)),
+        _frontier(_points(models["dense"], twin, sparse, windows), texts, twin),
         _kinds(models, some),
         _positions(models, some),
         _paragraph(models, windows[0][:PARAGRAPH]),
@@ -74,20 +75,15 @@ def make(
     ]
 
 
-def _points(models: dict[str, Model], sparse: ModelOrPath, windows: np.ndarray) -> pd.DataFrame:
+def _points(dense: Model, twin: Measured, sparse: ModelOrPath, windows: np.ndarray) -> pd.DataFrame:
     """The table that the recipe left beside the sparse model; else what can be measured without training."""
     if not isinstance(sparse, Model):
         path = find(os.fspath(sparse)).folder / FRONTIER
         if path.is_file():
             table: pd.DataFrame = pd.read_csv(path)
             return table
-    gate = {
-        "sparse_by": GATE,
-        "setting": math.nan,
-        "trained": True,
-        "found": measure(models["sparse"], windows),
-    }
-    return frontier_table([*untrained_points(models["dense"], windows), gate])
+    gate = {"sparse_by": GATE, "setting": math.nan, "trained": True, "found": twin}
+    return frontier_table([*untrained_points(dense, windows), gate])
 
 
 def _frontier(table: pd.DataFrame, texts: pd.DataFrame, twin: Measured) -> FigureFiles:

@@ -13,7 +13,7 @@ static asp_status check_range(const char *name, int64_t value, int64_t most, asp
                     (long long)value);
 }
 
-static asp_status check_kept_entries(const asp_config *c, asp_error *err) {
+static asp_status check_attention(const asp_config *c, asp_error *err) {
     const int64_t least = asp_min(c->window, c->top_k), most = asp_max(c->window, c->top_k);
     if (least < 0 || most > 1048576)
         return asp_fail(err, ASP_BAD_ARGUMENT, "window and top_k must be integers in 0..1048576, got %lld and %lld",
@@ -45,7 +45,7 @@ static asp_status check_config(const asp_config *c, asp_error *err) {
         return asp_fail(err, ASP_BAD_ARGUMENT, "ln_eps must be finite and not negative, got %g", c->ln_eps);
     if (!isfinite(c->gate_bias))
         return asp_fail(err, ASP_BAD_ARGUMENT, "gate_bias must be finite, got %g", c->gate_bias);
-    return check_kept_entries(c, err);
+    return check_attention(c, err);
 }
 
 /* Appends one array to the table; rows 0 means a vector of `columns`.  Returns its offset. */
