@@ -833,6 +833,7 @@ class Trainer:
         weight_decay: float,
         clip: float,
         seed: int = 0,
+        gate_noise: bool = True,
         gate_bias: Sequence[float] | None = None,
         self_edge_weight: Sequence[float] | None = None,
         previous_edge_weight: Sequence[float] | None = None,

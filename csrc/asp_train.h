@@ -23,6 +23,7 @@ typedef struct {
     double lr, beta1, beta2, eps, weight_decay, clip;
     uint64_t seed;
     const double *dropout[ASP_N_DROPS];           /* (L) each, read: rates in [0,1), heads' in [0,1]; NULL: 0 */
+    int gate_noise;                               /* gates have noise; 0: hard gates, with gradients as with it */
     const double *gate_bias;                      /* (L) read; NULL: the model's gate_bias */
     const double *edge_weight[ASP_N_ENTRY_KINDS]; /* (L) each, read: price of an edge; NULL: as OTHER, or 1 */
     double tau, geco_rate, geco_clip, geco_ema, lambda_min, lambda_max;

@@ -22,7 +22,7 @@ _KIND_WEIGHTS = ("self_edge_weight", "previous_edge_weight", "first_edge_weight"
 _LAYER_SCHEDULES = (*_DROPOUT, "gate_bias", "edge_weight", *_KIND_WEIGHTS)
 _GATED = (
     "tau", "slack", "multiplier", "multiplier_min", "multiplier_max", "geco_rate", "geco_clip", "geco_ema",
-    "geco_relative", "gate_bias", "edge_weight", *_KIND_WEIGHTS, "constraint", "edges_per_token",
+    "geco_relative", "gate_noise", "gate_bias", "edge_weight", *_KIND_WEIGHTS, "constraint", "edges_per_token",
 )  # fmt: skip
 _CONSTRAINTS = ("training", "hard", "held-out", "edges")
 _RATE = schedule(0.0, 0.999, per_layer=True)
@@ -71,7 +71,7 @@ class TrainingOptions(Options):
     attn_out_dropout, mlp_out_dropout : float, schedule or PerLayer, default 0
         Share of values that are dropped of what attention, or an MLP, adds to the residual stream.
     tau : float or schedule, optional
-        Largest cross-entropy (nats, with the noise on) that the model may have; required for gated models.
+        Largest cross-entropy (nats, with the noise, if it is on) that the model may have; required for gated models.
     slack : float or schedule, default 0.0
         Nats added to tau: `tau` is the dense model's cross-entropy, `slack` what is given up for sparsity.
     multiplier : float, default 1.0
@@ -89,6 +89,11 @@ class TrainingOptions(Options):
     geco_relative : bool, default True
         The constraint is CE / (tau + slack) - 1; False: CE - tau - slack, which needs a rate about 1/tau
         times as large.
+    gate_noise : bool, default True
+        Whether the gate has logistic noise while training. False: an entry is open where it is open in
+        evaluation, and gradients pass the gate by the slope of its sigmoid as they do with the noise. It is
+        for the end of training, once the gates are sparse: an entry whose gate is firmly closed hardly comes
+        back.
     gate_bias : float, schedule or PerLayer, optional
         Added to the scores before the gate while training; None: the model's own gate_bias.
     edge_weight : float, schedule or PerLayer, default 1.0
@@ -145,6 +150,7 @@ class TrainingOptions(Options):
         default=0.95, metadata=checked(lambda value, name: _check.proper_fraction(value, name, zero=True))
     )
     geco_relative: bool = field(default=True, metadata=checked(_check.flag))
+    gate_noise: bool = field(default=True, metadata=checked(_check.flag))
     gate_bias: float | Schedule | PerLayer | None = field(
         default=None, metadata=schedule(-MOST, MOST, optional=True, per_layer=True)
     )
@@ -277,6 +283,7 @@ class TrainingOptions(Options):
         if gated:
             bias = gate_bias if self.gate_bias is None else self.gate_bias
             arguments |= {
+                "gate_noise": self.gate_noise,
                 "gate_bias": schedules.layer_values(bias, step, self.steps, n_layer),
                 **{name: self._layers(name, step, n_layer) for name in ("edge_weight", *_KIND_WEIGHTS)},
                 "tau": self._constraint(step),

@@ -96,6 +96,7 @@ static int parse_step(PyObject *args, PyObject *kwargs, py_step_arguments *a) {
                             "weight_decay",
                             "clip",
                             "seed",
+                            "gate_noise",
                             "gate_bias",
                             "self_edge_weight",
                             "previous_edge_weight",
@@ -124,12 +125,12 @@ static int parse_step(PyObject *args, PyObject *kwargs, py_step_arguments *a) {
     const char *constraint = "training";
     asp_step_options *o = &a->options;
     py_step_layers *l = a->layers;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$ddddddKOOOOOOOOOddddpddsddLLLi:step", names, &a->given, &o->lr,
-                                     &o->beta1, &o->beta2, &o->eps, &o->weight_decay, &o->clip, &seed, &l[0].given,
-                                     &l[1].given, &l[2].given, &l[3].given, &l[4].given, &l[5].given, &l[6].given,
-                                     &l[7].given, &l[8].given, &o->tau, &o->geco_rate, &o->geco_clip, &o->geco_ema,
-                                     &o->geco_relative, &o->lambda_min, &o->lambda_max, &constraint, &o->measured,
-                                     &o->edges_per_token, &a->n_parts, &a->first, &a->count, &a->threads))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$ddddddKpOOOOOOOOOddddpddsddLLLi:step", names, &a->given, &o->lr,
+                                     &o->beta1, &o->beta2, &o->eps, &o->weight_decay, &o->clip, &seed, &o->gate_noise,
+                                     &l[0].given, &l[1].given, &l[2].given, &l[3].given, &l[4].given, &l[5].given,
+                                     &l[6].given, &l[7].given, &l[8].given, &o->tau, &o->geco_rate, &o->geco_clip,
+                                     &o->geco_ema, &o->geco_relative, &o->lambda_min, &o->lambda_max, &constraint,
+                                     &o->measured, &o->edges_per_token, &a->n_parts, &a->first, &a->count, &a->threads))
         return 0;
     o->seed = seed;
     return read_constraint(constraint, &o->constraint);
@@ -152,6 +153,7 @@ int asp_py_trainer_read_step(py_trainer *self, PyObject *args, PyObject *kwargs,
                                          .eps = NAN,
                                          .weight_decay = NAN,
                                          .clip = NAN,
+                                         .gate_noise = 1,
                                          .geco_clip = 1,
                                          .geco_ema = 0.95,
                                          .geco_relative = 1,

@@ -184,7 +184,8 @@ static asp_status accumulate_batch(asp_trainer *t, const asp_batch *batch, int64
                                    const asp_step_options *options, part_result *part, const asp_context *context) {
     const asp_config *c = &t->model->config;
     const asp_gate gate = {.gated = c->gated,
-                           .noisy = c->gated,
+                           .noisy = c->gated && options->gate_noise,
+                           .straight_through = c->gated,
                            .bias = t->gate_bias,
                            .seed = options->seed,
                            .step = (uint64_t)t->state.step,

@@ -11,6 +11,7 @@ static const double bias[] = {0.5, 0.2}, edge_weight[] = {1, 2}, rates[] = {0.2,
 
 static asp_step_options step_options(void) {
     return (asp_step_options){.lr = 1e-3,
+                              .gate_noise = 1,
                               .beta1 = 0.9,
                               .beta2 = 0.99,
                               .eps = 1e-8,

@@ -270,6 +270,10 @@ TRAINING = {
         {"gated": True, "self_closed": True, "gate_bias": 0.4},
         {"tau": 2.0, "kind_weight": ((9.0, 9.0), (0.5, 0.4), (3.0, 0.7))},
     ),
+    "no noise": (
+        {"gated": True, "gate_bias": 0.2},
+        {"tau": 2.0, "gate_noise": False, "edge_weight": (1.0, 2.0), "dropout": ((0.2, 0.3),) * 4},
+    ),
     "kinds": (
         {"gated": True},
         {"tau": 2.0, "edge_weight": (1.0, 2.0), "kind_weight": ((0.0, 0.1), (0.5, 0.4), (3.0, 0.7))},

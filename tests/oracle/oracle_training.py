@@ -301,6 +301,7 @@ class Options:
     weight_decay: float = 0.0
     clip: float = 0.0
     seed: int = 0
+    gate_noise: bool = True
     gate_bias: Sequence[float] | None = None
     edge_weight: Sequence[float] | None = None
     kind_weight: Sequence[Sequence[float] | None] = (None, None, None)
@@ -344,7 +345,8 @@ def loss_and_gradients(
     gated:  loss = (E / N + lambda (CE - tau)) / (1 + lambda),  lambda = multiplier,
             E = sum over layers l, heads, causal pairs of price sigmoid(g),  g = s + gate_bias_l, price the
             kind_weight_l of the pair's kind, or else edge_weight_l;
-            N = L H sum over sequences of T (T + 1) / 2;  gate m = 1[g + noise > 0].
+            N = L H sum over sequences of T (T + 1) / 2;  gate m = 1[g + noise > 0],
+            noise 0 without options.gate_noise.
     """
     L, H = config["n_layer"], config["n_head"]
     bias = np.full(L, config["gate_bias"]) if options.gate_bias is None else np.asarray(options.gate_bias)
@@ -360,6 +362,7 @@ def loss_and_gradients(
     for index, (tokens, targets, w) in enumerate(sequences):
         T = len(tokens)
         noise = np.stack([gate_noise(options.seed, step, index, layer, H, T) for layer in range(L)])
+        noise *= options.gate_noise
         thin = dropout_masks(config, options, step, index, T) if options.dropout else None
         run = oracle.forward(config, weights, tokens, gate=noisy_gate(noise), gate_bias=bias, thin=thin)
         share = np.asarray(w, np.float64) / total_weight

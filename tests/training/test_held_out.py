@@ -94,6 +94,9 @@ def test_what_the_constraint_compares():
             weight += weights[begin:end].sum()
     assert hard == pytest.approx(total / weight, rel=1e-5)
     assert hard != run._history.results[0]["ce"]
+    options = tiny.options(1, constraint="hard", gate_noise=False, **still)
+    run = Trainer(tiny.model(), tiny.data(), options)
+    assert constrained(run)[0] == run._history.results[0]["ce"] == hard
 
 
 def test_the_multiplier_follows_the_number_of_edges():

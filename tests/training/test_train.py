@@ -160,6 +160,7 @@ def test_options_survive_json():
         ({"clip": -1}, ValueError, "clip"),
         ({"seed": -1}, ValueError, "seed"),
         ({"geco_relative": 1}, TypeError, "geco_relative"),
+        ({"gate_noise": 1}, TypeError, "gate_noise"),
         ({"geco_ema": 1.0}, ValueError, "geco_ema"),
         ({"speed": 1}, TypeError, "speed"),
     ],
