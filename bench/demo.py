@@ -1,4 +1,5 @@
-"""How many heads and attention edges the demo models need for 90 % of a task's metric."""
+"""How many heads and attention edges the demo models need for 90 % of a task's metric, and how many times
+fewer the sparsest of them needs."""
 
 from __future__ import annotations
 
@@ -8,13 +9,17 @@ from typing import Any
 
 import attnsparse
 from attnsparse import recipes, tasks
+from attnsparse.circuits.circuit import Circuit
 from attnsparse.circuits.find import find_circuit
+from attnsparse.circuits.needed import Ratio
+from attnsparse.recipes.demo import CONTROL, DENSE, MAX
 
 from .judge import Options
 from .timing import print_table, progress
 
 ROWS = ("copy", "ioi", "antonym", "greater_than")
 PROMPTS, SEED = 80, 0
+FRACTION = 0.9
 #: column -> unit, how items are ranked, ablation
 WAYS = {
     "heads_zero": ("head", "exact", "zero"),
@@ -25,35 +30,41 @@ WAYS = {
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row for each folder of models, task and model."""
+    """One row for each folder of models, task and model; then one for each folder, task and model without a
+    gate, that says how many times fewer `demo-sparse-max` needs."""
     rows = []
+    circuits: dict[tuple[str, str, str], dict[str, Circuit]] = {}
     for folder, name in _models(tuple(map(Path, options.folders))):
         model = attnsparse.load(name if folder is None else folder / name)
         for task in filter(options.wants, ROWS):
             progress(f"{folder or 'shipped'}: {name}, {task}")
-            label = f"{task}: {name}" if folder is None else f"{folder.name}: {task}: {name}"
-            rows.append({"row": label, **measure(model, task, options.threads)})
-    columns = {"row": "row", "top1": "top-1 %", "open": "open entries"}
-    columns |= {way: way.replace("_", ", ") for way in WAYS}
+            begin = task if folder is None else f"{folder.name}: {task}"
+            found = circuits[begin, task, name] = find(model, task, options.threads)
+            rows.append({"row": f"{begin}: {name}", **opened(model, task), **needed(found)})
+    ways = {way: way.replace("_", ", ") for way in WAYS}
     print_table(
         "Needed for 90 % of the metric: the first number that reaches it (the one from which it stays)",
-        columns,
+        {"row": "row", "top1": "top-1 %", "open": "open entries", **ways},
         rows,
     )
-    return rows
+    times = [
+        {"row": f"{begin}: {name}, times {MAX}", **ratios(found, circuits[begin, task, MAX])}
+        for (begin, task, name), found in circuits.items()
+        if name in (DENSE, CONTROL)
+    ]
+    print_table(
+        "Times more, 95 % intervals over prompts: by the first number (by the one from which it stays)",
+        {"row": "row", **ways},
+        times,
+    )
+    return rows + times
 
 
-def measure(model: attnsparse.Model, name: str, threads: int) -> dict[str, Any]:
-    """Of one model on one task: top-1 in percent, mean open entries of a prompt, and what is needed."""
+def find(model: attnsparse.Model, name: str, threads: int) -> dict[str, Circuit]:
+    """Circuits of a model on one task, by the names of WAYS."""
     task = tasks.make_task(name, model.tokenizer, n=PROMPTS, seed=SEED)
-    hits = tasks.top1(tasks.last_logits(model, task), task)
-    opened = model.run(list(task.clean), record="gate", logits="none")
-    found: dict[str, Any] = {
-        "top1": 100 * float(hits.mean()),
-        "open": sum(int(opened[i].gate.sum()) for i in range(len(task))) / len(task),
-    }
-    for way, (unit, method, ablation) in WAYS.items():
-        circuit = find_circuit(
+    return {
+        way: find_circuit(
             model,
             task,
             unit=unit,
@@ -63,9 +74,38 @@ def measure(model: attnsparse.Model, name: str, threads: int) -> dict[str, Any]:
             threads=threads,
             progress=False,
         )
-        needed = circuit.needed(0.9)
-        found[way] = f"{_number(needed.first)} ({_number(needed.stays)})"
-    return found
+        for way, (unit, method, ablation) in WAYS.items()
+    }
+
+
+def opened(model: attnsparse.Model, name: str) -> dict[str, Any]:
+    """Top-1 in percent and the mean number of open entries of a prompt."""
+    task = tasks.make_task(name, model.tokenizer, n=PROMPTS, seed=SEED)
+    hits = tasks.top1(tasks.last_logits(model, task), task)
+    found = model.run(list(task.clean), record="gate", logits="none")
+    return {
+        "top1": 100 * float(hits.mean()),
+        "open": sum(int(found[i].gate.sum()) for i in range(len(task))) / len(task),
+    }
+
+
+def needed(circuits: dict[str, Circuit]) -> dict[str, str]:
+    """What is needed, as text, by the names of WAYS."""
+    numbers = {way: circuit.needed(FRACTION) for way, circuit in circuits.items()}
+    return {way: f"{_number(n.first)} ({_number(n.stays)})" for way, n in numbers.items()}
+
+
+def ratios(more: dict[str, Circuit], fewer: dict[str, Circuit]) -> dict[str, str]:
+    """How many times more, as text, by the names of WAYS."""
+    texts = {}
+    for way in WAYS:
+        first, stays = (_ratio(more[way].ratio_to(fewer[way], FRACTION, by)) for by in ("first", "stays"))
+        texts[way] = f"{first} ({stays})"
+    return texts
+
+
+def _ratio(found: Ratio) -> str:
+    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
 
 
 def _number(n: int | None) -> str:
