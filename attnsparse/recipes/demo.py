@@ -70,7 +70,7 @@ class Spread:
     at random, so that no few of them may do without the others.
     """
 
-    steps: int = 3000
+    steps: int = 1600
     lr: float = 2e-3
     tail: float = 0.4
     """Share of the steps in which the learning rate falls."""
@@ -80,11 +80,11 @@ class Spread:
     """Their query, key and output weights are scaled by this before the first step."""
     back: float = 0.5
     """Share of the steps after which their attention is back."""
-    early_dropout: float = 0.8
+    early_dropout: float = 0.65
     """Share of their heads that is dropped then."""
-    late_dropout: float = 0.8
+    late_dropout: float = 0.65
     """Share of the heads of the other layers that is dropped."""
-    end: float = 0.8
+    end: float = 0.85
     """Share of the steps after which no head is dropped."""
     wrong_answers: float = 0.0
     """Share of answers that are replaced by a random token."""
