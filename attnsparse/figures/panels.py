@@ -34,7 +34,7 @@ def percent(share: float) -> str:
 
 
 def model_title(name: str, n_drawn: int, n_heads: int) -> str:
-    """`demo-sparse: 5 of 144 heads`."""
+    """`demo-sparse: 4 of 144 heads`."""
     return f"{shortened(name, LABEL_SIGNS)}: {n_drawn} of {n_heads} heads"
 
 

@@ -128,7 +128,7 @@ def ablations(found: dict[str, dict[str, EntryEffects]], n_reference: int) -> st
 
 
 def _counts(role: str, carriers: EntryEffects) -> str:
-    """One model: `dense 30 of 144 heads with an open entry (113 above 0.1) have 80 %, ...`."""
+    """One model: `dense 24 of 144 heads with an open entry (114 above 0.1) have 81 %, ...`."""
     n = n_drawn(carriers, FRACTION, MOST)
     return (
         f"{role} {n} of {len(carriers.heads)} heads with an open entry "

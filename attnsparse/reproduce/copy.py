@@ -53,7 +53,7 @@ def make(pair: ModelPair) -> list[FigureFiles]:
 
 
 def panel_title(role: str, circuit: Circuit) -> str:
-    """`Dense (demo-dense): 33 of 144 heads`."""
+    """`Dense (demo-dense): 36 of 144 heads`."""
     counted = f"{circuit.needed(FRACTION).first} of {len(circuit)} heads"
     return f"{role.capitalize()} ({circuit.model_name}): {counted}"
 
