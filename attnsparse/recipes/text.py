@@ -7,7 +7,8 @@ rate. From there the control is trained further without a gate, and the twin wit
 the same text in the same order at the same learning rates. What the twin may lose is counted from the
 control: the multiplier of its constraint follows the cross-entropy of held-out windows, with hard gates,
 against that of the control on the same windows after as many steps. A learning rate that is still high costs
-both as much, and so it moves no multiplier.
+both as much, and so it moves no multiplier. Gates have noise in the first stage, in which they are chosen;
+in the others they are hard, as in evaluation.
 
 An eighth of the held-out windows steers: it decides when the dense model is done and moves the multiplier.
 What is reported is measured on the others alone.
@@ -36,9 +37,9 @@ from .text_evaluation import Mean, Measured, mean, measure
 from .together import Leader
 
 DENSE, CONTROL, SPARSE = MODELS = "text-dense", "text-control", "text-sparse"
-PHASES = ("level", "falling", "first", "second", "third", "long")
+PHASES = ("level", "falling", "first", "second", "third", "long", "fourth")
 SHORT = "level"  # the phase of short windows
-STAGES = ("first", "second", "third")  # of control and twin
+STAGES = ("first", "second", "third", "fourth")  # of control and twin
 HISTORY_EVERY = 10  # steps
 SEEDS_APART = 10  # the text of phase i of PHASES has the seed 10 seed + i
 STEERING = 8  # every eighth held-out window steers
@@ -61,6 +62,8 @@ class Stage:
     """At the start, gone after 25 % of the steps."""
     tail: float = 0.5
     """Share of the steps in which the learning rate falls."""
+    gate_noise: bool = True
+    """Whether the gates have noise; without it they are hard as in evaluation."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Settings(SharedSettings):
     held_out: float = 0.05
     """Share of the text that is held out."""
     weight_decay: float = 0.05
-    """Of the dense model and the control."""
+    """Of all three models."""
     dropout: float = 0.05
     """Share dropped of what attention and MLPs add to the residual stream."""
     dense_lr: float = 3e-3
@@ -98,9 +101,10 @@ class Settings(SharedSettings):
     twin_every: int = 20
     """Steps between two looks at the twin's held-out cross-entropy."""
     multiplier_min: float = 3e-4
-    first: Stage = Stage(2000, 0.05, 0.15, 0.3, 0.6, 2e-3, gate_bias=4.0)
-    second: Stage = Stage(2500, 0.03, 0.0, 0.3, 0.4, 1.5e-3)
-    third: Stage = Stage(2000, 0.025, 0.0, 0.2, 0.2, 1.5e-3, tail=0.6)
+    first: Stage = Stage(2000, 0.02, 0.02, 1.0, 1.5, 2e-3, gate_bias=4.0)
+    second: Stage = Stage(2500, 0.025, 0.0, 0.5, 0.6, 1.5e-3, gate_noise=False)
+    third: Stage = Stage(2000, 0.02, 0.0, 0.45, 0.45, 1.5e-3, tail=0.6, gate_noise=False)
+    fourth: Stage = Stage(2000, 0.02, 0.0, 0.3, 0.3, 1e-3, tail=0.7, gate_noise=False)
 
 
 TINY: dict[str, Any] = {
@@ -109,6 +113,7 @@ TINY: dict[str, Any] = {
     "falling_steps": 10, "twin_every": 5,
     "first": Stage(20, 0.10, 0.30, 0.1, 0.5, 2e-3, gate_bias=4.0),
     "second": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3), "third": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3),
+    "fourth": Stage(10, 0.02, 0.0, 0.05, 0.1, 1e-3, gate_noise=False),
 }  # fmt: skip
 """Settings of a trial of the whole recipe, which takes seconds and gives useless models."""
 
@@ -125,6 +130,7 @@ def config(settings: Settings, n_vocab: int, n_ctx: int) -> Config:
 def _common(settings: Settings) -> dict[str, Any]:
     return {
         "seed": settings.seed,
+        "weight_decay": settings.weight_decay,
         "attn_out_dropout": settings.dropout,
         "mlp_out_dropout": settings.dropout,
         "evaluate_every": settings.level_every,
@@ -133,7 +139,7 @@ def _common(settings: Settings) -> dict[str, Any]:
 
 def dense_options(settings: Settings) -> dict[str, TrainingOptions]:
     """Options of the dense model's phases: a level learning rate twice, then one that falls to 2 %."""
-    common = {**_common(settings), "weight_decay": settings.weight_decay}
+    common = _common(settings)
     level = schedules.Warmup(settings.dense_lr, 100)
     falling = schedules.Warmup(settings.dense_lr, 50, "linear", final=0.02)
     return {
@@ -153,8 +159,7 @@ def with_context(model: Model, n_ctx: int) -> Model:
 
 def control_options(settings: Settings, stage: Stage) -> TrainingOptions:
     """The steps and the learning rate of a stage, without a gate."""
-    common = {**_common(settings), "weight_decay": settings.weight_decay}
-    return TrainingOptions(steps=stage.steps, lr=_rate(stage), **common)
+    return TrainingOptions(steps=stage.steps, lr=_rate(stage), **_common(settings))
 
 
 def twin_options(settings: Settings, stage: Stage, tau: schedules.Pieces) -> TrainingOptions:
@@ -171,6 +176,7 @@ def twin_options(settings: Settings, stage: Stage, tau: schedules.Pieces) -> Tra
         geco_rate=0.2,
         geco_clip=0.3,
         geco_relative=False,
+        gate_noise=stage.gate_noise,
         gate_bias=schedules.linear(stage.gate_bias, 0, 0, 0.25),
         **{**_common(settings), "evaluate_every": settings.twin_every},
     )

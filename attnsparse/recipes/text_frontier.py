@@ -24,7 +24,7 @@ from .._tables import text_table
 from ..model.config import KEPT_ENTRIES
 from ..model.model import Model
 from .job import write_csv
-from .text import SPARSE, TextJob, course, job_of, train_pair, twin_options
+from .text import SPARSE, STAGES, TextJob, course, job_of, train_pair, twin_options
 from .text_evaluation import Measured, mean, measure
 from .together import Leader
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FRONTIER = "frontier.csv"
-MULTIPLIERS = (0.1, 0.4, 0.05, 0.8)  # of the last stage of the further twins, in the order of their training
+MULTIPLIERS = (0.1, 0.6, 0.2, 0.05)  # of the last stage of the further twins, in the order of their training
 TRAINED = (("window", 16), ("top_k", 4), ("window", 4), ("min_weight", 0.1))
 RULES: dict[str, tuple[float, ...]] = {
     "window": (1, 2, 4, 8, 16, 32, 64, 128, 256),
@@ -56,17 +56,17 @@ def train(
 ) -> list[Path]:
     """As `text.train`, and `frontier.csv` in the folder of the sparse model; see `recipes.Recipe.train`."""
     job = job_of(out, seed, resume, threads, quiet, leader, corpus, tiny, settings)
-    pair = train_pair(job)
+    pair, last = train_pair(job), getattr(job.settings, STAGES[-1])
     control = pair.control[-1].model
     points = [
         *untrained_points(control, job.judged),
-        _of_gate(job, pair.twin[-1].model, job.settings.third.multiplier_max),
+        _of_gate(job, pair.twin[-1].model, last.multiplier_max),
     ]
     _write(job, points)
     for multiplier in MULTIPLIERS:
-        stage = dataclasses.replace(job.settings.third, multiplier=multiplier, multiplier_max=multiplier)
+        stage = dataclasses.replace(last, multiplier=multiplier, multiplier_max=multiplier)
         options = twin_options(job.settings, stage, course(pair.control[-1]))
-        twin = job.run(f"twin-{multiplier:g}-third", options, pair.twin[-2].model.copy())
+        twin = job.run(f"twin-{multiplier:g}-{STAGES[-1]}", options, pair.twin[-2].model.copy())
         points.append(_of_gate(job, twin.model, multiplier))
         _write(job, points)
     for rule, value in TRAINED:

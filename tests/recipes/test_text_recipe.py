@@ -58,7 +58,7 @@ def test_it_writes_three_models_of_one_shape(short, corpus):
 
 def test_control_and_twin_have_as_many_steps(short):
     dense, control, sparse = (pd.read_csv(folder / "history.csv") for folder in short)
-    assert control["step"].tolist() == sparse["step"].tolist() == [9, 19, 29, 39]
+    assert control["step"].tolist() == sparse["step"].tolist() == [9, 19, 29, 39, 49]
     assert control["lr"].tolist() == sparse["lr"].tolist()
     assert control["multiplier"].isna().all()
     assert sparse["held_out_ce"].notna().all()
@@ -145,7 +145,7 @@ def test_the_first_windows_are_short_and_position_embeddings_are_repeated(tmp_pa
     assert not np.array_equal(trained[8:], trained[:8])
 
 
-@pytest.mark.parametrize("phase", ["level", "long", "falling", "control-second", "twin-first", "twin-third"])
+@pytest.mark.parametrize("phase", ["level", "long", "falling", "control-second", "twin-first", "twin-fourth"])
 def test_stopped_and_resumed_gives_the_same_bytes(short, corpus, tmp_path, monkeypatch, phase):
     step, done = Trainer.step, []
 
@@ -200,7 +200,7 @@ def test_the_frontier(short, corpus, tmp_path, monkeypatch):
     step, done, kept = Trainer.step, [], []
 
     def stopping(self):
-        if self._folder.name == "window-3-third":
+        if self._folder.name == "window-3-fourth":
             kept.append(self.model.config.window)
             done.append(True)
             if len(done) == 4:
@@ -232,7 +232,7 @@ def test_the_frontier(short, corpus, tmp_path, monkeypatch):
     ]
     assert len(early) == len(table) - 1
     gates = table[table["sparse_by"] == "gate"]
-    assert sorted(gates["setting"]) == [text.TINY["third"].multiplier_max, 0.3]
+    assert sorted(gates["setting"]) == [text.TINY["fourth"].multiplier_max, 0.3]
     source = asp.TextData(corpus, 16, 4, tokenizer=300)
     judged = source.held_out[np.arange(len(source.held_out)) % text.STEERING != 0]
     control, sparse = map(asp.load, short[1:])
