@@ -143,16 +143,18 @@ def test_straight_through_gate_against_the_detach_trick(name):
         assert relative(gradient, parameters[key].grad) < CLOSE, key
 
 
+@pytest.mark.parametrize("gate_noise", [True, False])
 @pytest.mark.parametrize("name", GATED)
-def test_training_steps_against_torch(name):
-    """Gated training with noise, expected edges, clipping and AdamW, five steps."""
+def test_training_steps_against_torch(name, gate_noise):
+    """Gated training with and without noise, expected edges, clipping and AdamW, five steps."""
     config = oracle.full_config(**GATED[name])
     rng = np.random.default_rng(2)
     weights = oracle.random_model(rng, config)
     L = config["n_layer"]
     micro = [sequence_micro(rng, config, lengths) for lengths in ((9, 1), (4,))]
     options = ot.Options(lr=1e-2, beta2=0.95, weight_decay=0.1, clip=0.5, seed=9, tau=1.5, geco_rate=0.3,
-                         gate_bias=np.linspace(-0.3, 0.6, L), edge_weight=np.linspace(1, 2, L))  # fmt: skip
+                         gate_noise=gate_noise, gate_bias=np.linspace(-0.3, 0.6, L),
+                         edge_weight=np.linspace(1, 2, L))  # fmt: skip
     state = ot.TrainingState({key: value.copy() for key, value in weights.items()}, multiplier=2.0)
     parameters = {key: torch.tensor(value, requires_grad=True) for key, value in weights.items()}
     decayed = [p for p in parameters.values() if p.ndim >= 2]
@@ -190,8 +192,8 @@ def torch_training_loss(config, parameters, micro, options, step, multiplier):
     L, H = config["n_layer"], config["n_head"]
     n_pairs = L * H * sum(len(t) * (len(t) + 1) // 2 for t, _, _ in sequences)
     for index, (tokens, targets, w) in enumerate(sequences):
-        noise = [torch.from_numpy(ot.gate_noise(options.seed, step, index, layer, H, len(tokens)))
-                 for layer in range(L)]  # fmt: skip
+        drawn = [ot.gate_noise(options.seed, step, index, layer, H, len(tokens)) for layer in range(L)]
+        noise = [torch.from_numpy(array * options.gate_noise) for array in drawn]
 
         def gate(layer, scores, noise=noise):
             g = scores + options.gate_bias[layer]

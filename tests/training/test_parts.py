@@ -19,6 +19,7 @@ from attnsparse.training.processes import Interrupts, nodes, share
 KINDS: dict[str, dict[str, Any]] = {
     "training": {},
     "hard": {"constraint": "hard"},
+    "no noise": {"gate_noise": False},
     "edges": {"constraint": "edges", "tau": None, "edges_per_token": 3.0},
 }
 DTYPES = ("float32", "float64")

@@ -173,6 +173,8 @@ def test_bad_options_are_named(changes, error, named):
 def test_options_must_fit_the_model():
     with pytest.raises(ValueError, match="tau is for gated models"):
         Trainer(tiny.model(gated=False), tiny.data(), steps=3, tau=0.1)
+    with pytest.raises(ValueError, match="gate_noise is for gated models"):
+        Trainer(tiny.model(gated=False), tiny.data(), steps=3, gate_noise=False)
     with pytest.raises(ValueError, match="tau, the largest cross-entropy in nats, is required"):
         Trainer(tiny.model(), tiny.data(), steps=3)
     with pytest.raises(ValueError, match="above 0"):

@@ -25,7 +25,6 @@ SHORT = {
 MOST_BYTES = 12 * 2**20
 ACTIVATIONS = {"demo-dense-transcoders": "topk", "demo-sparse-transcoders": "jump_relu"}
 MOST_LOSS = 0.1  # nats, with all MLPs replaced
-SAMPLE = 4  # batches of text
 PROMPT = 'The opposite of "large" is "'
 WORD = 4  # position of large
 
@@ -54,14 +53,14 @@ def test_the_card_is_of_these_files(sets, name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_cards_numbers_come_out_on_a_sample(sets, name):
-    """On a quarter of the card's text."""
+def test_the_cards_numbers_come_out(sets, name):
+    """On all of its text: on the first quarter the loss with replaced MLPs is another one."""
     model, transcoders = sets[name]
-    facts, found = card(name), transcoder_evaluation.evaluate(transcoders, model, SAMPLE)
-    assert found["l0"].mean() == pytest.approx(facts["l0"], rel=0.03)
-    assert found["explained_variance"].mean() == pytest.approx(facts["explained_variance"], abs=0.01)
+    facts, found = card(name), transcoder_evaluation.evaluate(transcoders, model)
+    assert found["l0"].mean() == pytest.approx(facts["l0"], rel=0.003)
+    assert found["explained_variance"].mean() == pytest.approx(facts["explained_variance"], abs=0.001)
     for key in ("cross_entropy", "cross_entropy_replaced"):
-        assert found[key][0] == pytest.approx(facts[key], abs=0.03)
+        assert found[key][0] == pytest.approx(facts[key], abs=0.003)
 
 
 @pytest.mark.parametrize("name", SETS)
