@@ -144,7 +144,7 @@ RECIPES = {
         ),
         Recipe(
             "text",
-            "6 x 8 heads on text files of yours (--corpus): dense, control, sparse twin; about 80 minutes",
+            "6 x 8 heads on text files of yours (--corpus): dense, control, sparse twin; about 95 minutes",
             ("text-dense", "text-control", "text-sparse"),
             ".text",
             needs_corpus=True,
@@ -152,7 +152,7 @@ RECIPES = {
         Recipe(
             "text-frontier",
             "the same, and cross-entropy against edges per token: twins of other multipliers, attention that "
-            "is sparse by a rule; with --resume into a finished run of text; about three hours",
+            "is sparse by a rule; with --resume into a finished run of text; about four hours",
             ("text-dense", "text-control", "text-sparse"),
             ".text_frontier",
             needs_corpus=True,
