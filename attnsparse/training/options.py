@@ -22,7 +22,8 @@ _KIND_WEIGHTS = ("self_edge_weight", "previous_edge_weight", "first_edge_weight"
 _LAYER_SCHEDULES = (*_DROPOUT, "gate_bias", "edge_weight", *_KIND_WEIGHTS)
 _GATED = (
     "tau", "slack", "multiplier", "multiplier_min", "multiplier_max", "geco_rate", "geco_clip", "geco_ema",
-    "geco_relative", "gate_noise", "gate_bias", "edge_weight", *_KIND_WEIGHTS, "constraint", "edges_per_token",
+    "geco_relative", "gate_noise", "gate_bias", "edge_weight", *_KIND_WEIGHTS, "constraint",
+    "edges_per_token",
 )  # fmt: skip
 _CONSTRAINTS = ("training", "hard", "held-out", "edges")
 _RATE = schedule(0.0, 0.999, per_layer=True)
@@ -71,7 +72,8 @@ class TrainingOptions(Options):
     attn_out_dropout, mlp_out_dropout : float, schedule or PerLayer, default 0
         Share of values that are dropped of what attention, or an MLP, adds to the residual stream.
     tau : float or schedule, optional
-        Largest cross-entropy (nats, with the noise, if it is on) that the model may have; required for gated models.
+        Largest cross-entropy (nats, with the noise if there is any) that the model may have; required for
+        gated models.
     slack : float or schedule, default 0.0
         Nats added to tau: `tau` is the dense model's cross-entropy, `slack` what is given up for sparsity.
     multiplier : float, default 1.0
