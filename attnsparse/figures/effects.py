@@ -168,7 +168,7 @@ def _marks(ax: Axes, fraction: float) -> list[Line2D]:
     looks: dict[str, dict[str, Any]] = {
         "_first": {"marker": "o", "linestyle": "", "mew": 0, "ms": 4.2, "label": f"first {share}"},
         "_stays": {"marker": "o", "linestyle": "", "mfc": "white", "mew": 0.8, "ms": 3.6,
-                   "label": f"from here at least {share}"},
+                   "label": f"{share} for good"},
     }  # fmt: skip
     marks = [Line2D([], [], color=GREY, **look) for name, look in looks.items() if name in drawn]
     if any(name.endswith(", random order") for name in drawn):

@@ -96,8 +96,8 @@ def _draw(ax: Axes, rows: pd.DataFrame, colour: str, marker: str, name: str, tra
 def _draw_limit(ax: Axes, nats: float) -> None:
     ax.axhline(nats, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
     ax.annotate(
-        f"{nats:g} nats", (0, nats), (3, 2), ax.get_yaxis_transform(), "offset points",
-        ha="left", va="bottom", color=GREY, fontsize=7,
+        f"{nats:g} nats", (1, nats), (-3, -2), ax.get_yaxis_transform(), "offset points",
+        ha="right", va="top", color=GREY, fontsize=7,
     )  # fmt: skip
 
 
@@ -105,6 +105,7 @@ def _set_axes(ax: Axes, most: float) -> None:
     ax.set_xscale("log")
     if most > _LINEAR:
         ax.set_yscale("symlog", linthresh=_LINEAR)
+        ax.set_ylim(top=1.5 * most)
     ax.set(xlabel="attention edges for each token, all heads", ylabel="nats above the dense control")
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     ax.xaxis.set_major_formatter(plain)

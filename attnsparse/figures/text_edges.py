@@ -99,7 +99,9 @@ def edge_kinds(table: pd.DataFrame, ax: Axes | None = None, title: str | None = 
             size_labels(panel)
         right.tick_params(labelleft=False)
         if len(models) > 1:
-            right.legend(frameon=False, loc="lower left")
+            right.legend(
+                frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(models), borderaxespad=0
+            )
         if title is not None:
             ax.set_title(given_text(title), loc="left", **PLAIN_TEXT)
     return ax
