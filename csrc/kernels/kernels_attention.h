@@ -172,24 +172,30 @@ static void finish_row(const asp_attention_task *u, asp_real *row, int64_t query
     if (u->pattern) write_row(u->pattern + row_at(u, query), row, query + 1, u->n_tokens, 0);
 }
 
-/* The k-th largest of n >= k scores, found bit by bit: as integers that rise as the numbers do. */
-static asp_real kth_largest(const asp_real *scores, int64_t n, int64_t k) {
+/* The number at place `bits` of all numbers in rising order, those of a sign bit of 1 before the others; nan beyond the
+ * infinities. */
+INLINE asp_real in_order(asp_bits bits) {
+    const asp_bits sign = (asp_bits)1 << (8 * sizeof bits - 1);
+    bits = bits & sign ? bits & ~sign : ~bits;
+    asp_real value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* The k-th largest of `padded` scores, found bit by bit; nan, below which nothing is, if it is -inf.  padded is a multiple
+ * of 16 and at least k. */
+static asp_real kth_largest(const asp_real *scores, int64_t padded, int64_t k) {
     const asp_bits sign = (asp_bits)1 << (8 * sizeof(asp_bits) - 1);
     asp_bits found = 0;
     for (asp_bits bit = sign; bit; bit >>= 1) {
-        int64_t above = 0;
-        for (int64_t i = 0; i < n; i++) {
-            asp_bits x;
-            memcpy(&x, scores + i, sizeof x);
-            x = x & sign ? ~x : x | sign;
-            above += x >= (found | bit);
-        }
-        if (above >= k) found |= bit;
+        const vec candidate = splat(in_order(found | bit));
+        ivec above = {0};
+        for (int64_t i = 0; i < padded; i += ASP_LANES) above -= load(scores + i) >= candidate;
+        int64_t count = 0;
+        for (int i = 0; i < ASP_LANES; i++) count += above[i];
+        if (count >= k) found |= bit;
     }
-    found = found & sign ? found & ~sign : ~found;
-    asp_real value;
-    memcpy(&value, &found, sizeof value);
-    return value;
+    return in_order(found);
 }
 
 /* Scores below `least` become -inf; n is a multiple of 16. */
@@ -217,7 +223,7 @@ static void cut_row(const asp_attention_task *u, asp_real *row, int64_t query) {
     store(row + padded - ASP_LANES, select(last, load(row + padded - ASP_LANES), splat(-(asp_real)INFINITY)));
     if (!u->cut) return;
     for (int64_t k = 0; u->window && k < n - u->window; k++) row[k] = -(asp_real)INFINITY;
-    if (u->top_k && u->top_k < n) cut_below(row, padded, kth_largest(row, n, u->top_k));
+    if (u->top_k && u->top_k < n) cut_below(row, padded, kth_largest(row, padded, u->top_k));
     if (u->min_weight > 0) cut_below(row, padded, least_score(row, padded, u->min_weight));
 }
 

@@ -20,6 +20,7 @@ RULES = {
     "window": {"window": 4},
     "top_k": {"top_k": 3},
     "min_weight": {"min_weight": 0.12},
+    "fewer than k": {"window": 3, "top_k": 5},
     "all": {"window": 9, "top_k": 5, "min_weight": 0.08},
 }
 SIZES = {"n_ctx": 24, "n_head": 2, "d_model": 12, "n_layer": 2, "n_vocab": 23}
