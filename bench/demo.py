@@ -33,13 +33,14 @@ def run(options: Options) -> list[dict[str, Any]]:
     """One row for each folder of models, task and model; then one for each folder, task and model without a
     gate, that says how many times fewer `demo-sparse-max` needs."""
     rows = []
-    circuits: dict[tuple[str, str, str], dict[str, Circuit]] = {}
+    circuits: dict[tuple[str, str], dict[str, Circuit]] = {}
     for folder, name in _models(tuple(map(Path, options.folders))):
         model = attnsparse.load(name if folder is None else folder / name)
-        for task in filter(options.wants, ROWS):
-            progress(f"{folder or 'shipped'}: {name}, {task}")
-            begin = task if folder is None else f"{folder.name}: {task}"
-            found = circuits[begin, task, name] = find(model, task, options.threads)
+        for row in filter(options.wants, ROWS):
+            progress(f"{folder or 'shipped'}: {name}, {row}")
+            begin = row if folder is None else f"{folder.name}: {row}"
+            task = tasks.make_task(row, model.tokenizer, n=PROMPTS, seed=SEED)
+            found = circuits[begin, name] = find(model, task, options.threads)
             rows.append({"row": f"{begin}: {name}", **opened(model, task), **needed(found)})
     ways = {way: way.replace("_", ", ") for way in WAYS}
     print_table(
@@ -48,8 +49,8 @@ def run(options: Options) -> list[dict[str, Any]]:
         rows,
     )
     times = [
-        {"row": f"{begin}: {name}, times {MAX}", **ratios(found, circuits[begin, task, MAX])}
-        for (begin, task, name), found in circuits.items()
+        {"row": f"{begin}: {name}, times {MAX}", **ratios(found, circuits[begin, MAX])}
+        for (begin, name), found in circuits.items()
         if name in (DENSE, CONTROL)
     ]
     print_table(
@@ -60,9 +61,8 @@ def run(options: Options) -> list[dict[str, Any]]:
     return rows + times
 
 
-def find(model: attnsparse.Model, name: str, threads: int) -> dict[str, Circuit]:
+def find(model: attnsparse.Model, task: tasks.Task, threads: int) -> dict[str, Circuit]:
     """Circuits of a model on one task, by the names of WAYS."""
-    task = tasks.make_task(name, model.tokenizer, n=PROMPTS, seed=SEED)
     return {
         way: find_circuit(
             model,
@@ -78,9 +78,8 @@ def find(model: attnsparse.Model, name: str, threads: int) -> dict[str, Circuit]
     }
 
 
-def opened(model: attnsparse.Model, name: str) -> dict[str, Any]:
+def opened(model: attnsparse.Model, task: tasks.Task) -> dict[str, Any]:
     """Top-1 in percent and the mean number of open entries of a prompt."""
-    task = tasks.make_task(name, model.tokenizer, n=PROMPTS, seed=SEED)
     hits = tasks.top1(tasks.last_logits(model, task), task)
     found = model.run(list(task.clean), record="gate", logits="none")
     return {

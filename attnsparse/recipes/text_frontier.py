@@ -102,11 +102,10 @@ def _of_gate(job: TextJob, twin: Model, multiplier: float) -> dict[str, Any]:
 def frontier_table(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """One row per point, those of a kind by their number of edges.
 
-    sparse_by, setting (largest multiplier of a gate's last stage, value of a
-    rule), trained (or applied to the control as it is),
-    edges_per_token, edges_error, cross_entropy, cross_entropy_error, above_control, above_control_error (of
-    the same windows; errors are standard errors over windows) and open_per_cent. The control is among the
-    points, with sparse_by "none".
+    sparse_by, setting (largest multiplier of a gate's last stage, value of a rule), trained (or applied to
+    the control as it is), edges_per_token, edges_error, cross_entropy, cross_entropy_error, above_control,
+    above_control_error (of the same windows; errors are standard errors over windows) and open_per_cent. The
+    control is among the points, with sparse_by "none".
     """
     points = list(points)
     control: Measured = next(point["found"] for point in points if point["sparse_by"] == NONE)
