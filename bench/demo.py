@@ -11,7 +11,6 @@ import attnsparse
 from attnsparse import recipes, tasks
 from attnsparse.circuits.circuit import Circuit
 from attnsparse.circuits.find import find_circuit
-from attnsparse.circuits.needed import Ratio
 from attnsparse.recipes.demo import CONTROL, DENSE, MAX
 
 from .judge import Options
@@ -98,13 +97,9 @@ def ratios(more: dict[str, Circuit], fewer: dict[str, Circuit]) -> dict[str, str
     """How many times more, as text, by the names of WAYS."""
     texts = {}
     for way in WAYS:
-        first, stays = (_ratio(more[way].ratio_to(fewer[way], FRACTION, by)) for by in ("first", "stays"))
+        first, stays = (more[way].ratio_to(fewer[way], FRACTION, by) for by in ("first", "stays"))
         texts[way] = f"{first} ({stays})"
     return texts
-
-
-def _ratio(found: Ratio) -> str:
-    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
 
 
 def _number(n: int | None) -> str:

@@ -51,3 +51,7 @@ class Ratio(NamedTuple):
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        """`9.1 [7.8, 11.1]`."""
+        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"

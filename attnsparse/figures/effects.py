@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..circuits.circuit import Circuit
 
 _AXIS_LABELS = {"head": "heads kept", "edge": "attention edges kept"}
+_ABOVE_KEY = 14  # points from the axes to a title
 
 
 def effect_curves(
@@ -124,12 +125,19 @@ def effect_curves(
             _write_ratio(ax, compared[0][1], compared[1][1], fraction, by, taken)
         for label, curve in curves.items():
             write_near(ax, given_text(label, LABEL_SIGNS), pixels(curve), 7.0, colours[label], taken)
-        marks = _marks(ax, fraction) if key else []
-        if marks:
-            draw_key(ax, marks)
         if title is not None:
-            ax.set_title(given_text(title), pad=14 if marks else None, **PLAIN_TEXT)
+            ax.set_title(given_text(title), **PLAIN_TEXT)
+        if key:
+            effect_key([ax], fraction)
     return ax
+
+
+def effect_key(axes: Sequence[Axes], fraction: float) -> None:
+    """Say above the first axes what dots and dotted lines mean that any of the axes has."""
+    marks = _marks({str(line.get_label()) for ax in axes for line in ax.lines}, fraction)
+    if marks:
+        draw_key(axes[0], marks)
+        axes[0].set_title(axes[0].get_title(), pad=_ABOVE_KEY, **PLAIN_TEXT)
 
 
 def effect_limits(circuits: Iterable[Circuit]) -> tuple[float, float]:
@@ -161,9 +169,8 @@ def _draw_needed(ax: Axes, circuit: Circuit, fraction: float, colour: str) -> No
         ax.plot([needed.first], [fraction], "o", color=colour, mew=0, ms=4.2, label="_first", zorder=6)
 
 
-def _marks(ax: Axes, fraction: float) -> list[Line2D]:
-    """Marks for the key, of those that were drawn."""
-    drawn = {str(line.get_label()) for line in ax.lines}
+def _marks(drawn: set[str], fraction: float) -> list[Line2D]:
+    """Marks for the key, of the lines with these labels."""
     share = f"{100 * fraction:g} %"
     looks: dict[str, dict[str, Any]] = {
         "_first": {"marker": "o", "linestyle": "", "mew": 0, "ms": 4.2, "label": f"first {share}"},

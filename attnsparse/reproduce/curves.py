@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .._tables import text_table
-from ..figures.effects import effect_curves, effect_limits
+from ..figures.effects import effect_curves, effect_key, effect_limits
 from ..figures.style import styled
 from .pair import (
     FRACTION,
@@ -79,13 +79,14 @@ def draw(circuits: Circuits, titles: Mapping[str, str] = TASKS) -> Figure:
     letters = iter(string.ascii_lowercase)
     for row, unit in zip(axes, UNITS):
         for ax, (task, title) in zip(row, titles.items()):
-            first = ax is axes[0, 0]
             above = title if unit == UNITS[0] else None
-            effect_curves(circuits[task, unit], ax, FRACTION, ylim=limits, title=above, key=first)
+            effect_curves(circuits[task, unit], ax, FRACTION, ylim=limits, title=above, key=False)
             ax.text(-0.02, 1.03, next(letters), transform=ax.transAxes, ha="right", fontweight="bold")
             if ax is not row[0]:
                 ax.set_ylabel("")
                 ax.tick_params(labelleft=False)
+    with styled():
+        effect_key(axes.ravel(), FRACTION)
     return figure
 
 

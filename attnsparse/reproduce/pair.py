@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .. import tasks
-from ..circuits import Ratio, effects
+from ..circuits import effects
 from ..circuits.find import find_circuit
 from ..model.load import load
 from ..model.model import Model
@@ -274,7 +274,7 @@ def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
 def counts_sentence(circuits: dict[str, Circuit]) -> str:
     """How many items "dense" and "sparse" need, and the ratio, with intervals: one sentence."""
     more, fewer = circuits["dense"], circuits["sparse"]
-    ratio = " and ".join(_ratio_text(more.ratio_to(fewer, FRACTION, by)) for by in ("first", "stays"))
+    ratio = " and ".join(str(more.ratio_to(fewer, FRACTION, by)) for by in ("first", "stays"))
     return (
         f"{more.ablation.capitalize()} ablation: dense {_count_text(more)}; sparse {_count_text(fewer)}; "
         f"ratio {ratio}."
@@ -288,10 +288,6 @@ def _count_text(circuit: Circuit) -> str:
         f"{_number(n.first)} [{_number(n.first_low)}, {_number(n.first_high)}], for good {_number(n.stays)} "
         f"[{_number(n.stays_low)}, {_number(n.stays_high)}]"
     )
-
-
-def _ratio_text(found: Ratio) -> str:
-    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
 
 
 def _number(n: int | None) -> str:

@@ -41,6 +41,18 @@ asp_node_activations asp_nodes_of_run(const asp_run *run);
  *   bias: add that of the MLP's output (not to a difference of activations) */
 asp_status asp_nodes_layer_outputs(asp_real *out, const asp_model *model, int64_t layer, const asp_real *z,
                                    const asp_real *post, int64_t n_rows, int bias, const asp_context *context);
+
+/* A layer's MLP on rows of its input. */
+typedef struct {
+    const asp_model *model;
+    int64_t layer, n_tokens, n_rows; /* N, R: rows from N on are padding */
+    const asp_real *x;               /* (R,E) read, behind the LayerNorm */
+    asp_real *pre, *post;            /* (R,M) written: before and behind the nonlinearity; may be one */
+    asp_real *out;                   /* (R,E) written: the output */
+    const asp_real *residual;        /* (R,E) read: added to it; may be out; NULL: none */
+} asp_mlp_rows;
+asp_status asp_nodes_mlp_output(const asp_mlp_rows *rows, const asp_context *context);
+
 /* What a difference is taken with, and where it is computed. */
 typedef struct {
     asp_node_activations activations; /* embed NULL: zeros, also for the outputs of MLPs */

@@ -60,6 +60,43 @@ asp_status asp_nodes_layer_outputs(asp_real *out, const asp_model *m, int64_t la
     return status ? status : asp_gemm_run(&g, context);
 }
 
+asp_status asp_nodes_mlp_output(const asp_mlp_rows *rows, const asp_context *context) {
+    const asp_model *m = rows->model;
+    const asp_config *c = &m->config;
+    const asp_layer_offsets *o = &m->layers[rows->layer];
+    const asp_gemm in = {.m = rows->n_rows,
+                         .n = c->d_mlp,
+                         .k = c->d_model,
+                         .a = rows->x,
+                         .lda = c->d_model,
+                         .b = m->data + o->fc_w,
+                         .ldb = c->d_mlp,
+                         .c = rows->pre,
+                         .ldc = c->d_mlp,
+                         .epilogue = ASP_EPILOGUE_BIAS_ACT,
+                         .bias = asp_at_const(m->data, o->fc_b),
+                         .out2 = rows->post,
+                         .activation = c->activation,
+                         .n_rows = rows->n_tokens,
+                         .k_block = m->k_block.model};
+    const asp_gemm out = {.m = rows->n_rows,
+                          .n = c->d_model,
+                          .k = c->d_mlp,
+                          .a = rows->post,
+                          .lda = c->d_mlp,
+                          .b = m->data + o->out_w,
+                          .ldb = c->d_model,
+                          .c = rows->out,
+                          .ldc = c->d_model,
+                          .epilogue = rows->residual ? ASP_EPILOGUE_RESIDUAL : ASP_EPILOGUE_BIAS,
+                          .bias = asp_at_const(m->data, o->out_b),
+                          .residual = rows->residual,
+                          .n_rows = rows->n_tokens,
+                          .k_block = m->k_block.mlp};
+    const asp_status status = asp_gemm_run(&in, context);
+    return status ? status : asp_gemm_run(&out, context);
+}
+
 asp_status asp_nodes_outputs(asp_real *out, const asp_model *model, const asp_node_activations *a, asp_real *z,
                              asp_real *post, int64_t n_tokens, int64_t n_rows, const asp_context *context) {
     const asp_config *c = &model->config;

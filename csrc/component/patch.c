@@ -403,36 +403,15 @@ static asp_status run_mlp(asp_patch *p, int64_t layer, const asp_context *contex
     list_senders(p, 0, receiver);
     asp_status status =
         make_inputs(p, asp_slot_at(s->replaced.mid, layer), 1, lacking, o->ln2_w, o->ln2_b, NULL, context);
-    const asp_gemm in = {.m = p->n_rows,
-                         .n = c->d_mlp,
-                         .k = c->d_model,
-                         .a = p->inputs,
-                         .lda = c->d_model,
-                         .b = m->data + o->fc_w,
-                         .ldb = c->d_mlp,
-                         .c = p->mlp,
-                         .ldc = c->d_mlp,
-                         .epilogue = ASP_EPILOGUE_BIAS_ACT,
-                         .bias = asp_at_const(m->data, o->fc_b),
-                         .out2 = p->mlp,
-                         .activation = c->activation,
-                         .n_rows = p->offsets[p->n],
-                         .k_block = m->k_block.model};
-    const asp_gemm out = {.m = p->n_rows,
-                          .n = c->d_model,
-                          .k = c->d_mlp,
-                          .a = p->mlp,
-                          .lda = c->d_mlp,
-                          .b = m->data + o->out_w,
-                          .ldb = c->d_model,
-                          .c = p->changes + slot * p->n_rows * c->d_model,
-                          .ldc = c->d_model,
-                          .epilogue = ASP_EPILOGUE_BIAS,
-                          .bias = asp_at_const(m->data, o->out_b),
-                          .n_rows = p->offsets[p->n],
-                          .k_block = m->k_block.mlp};
-    if (!status) status = asp_gemm_run(&in, context);
-    if (!status) status = asp_gemm_run(&out, context);
+    const asp_mlp_rows rows = {.model = m,
+                               .layer = layer,
+                               .n_tokens = p->offsets[p->n],
+                               .n_rows = p->n_rows,
+                               .x = p->inputs,
+                               .pre = p->mlp,
+                               .post = p->mlp,
+                               .out = p->changes + slot * p->n_rows * c->d_model};
+    if (!status) status = asp_nodes_mlp_output(&rows, context);
     return status ? status : run_change(p, layer, slot, context);
 }
 

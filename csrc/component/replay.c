@@ -217,42 +217,20 @@ static asp_status replay_heads(asp_replay *x, const asp_context *context) {
 static asp_status replay_mlp(asp_replay *x, int last_only, const asp_context *context) {
     const asp_component_setting *s = x->setting;
     const asp_model *m = s->model;
-    const asp_config *c = &m->config;
     const asp_layer_offsets *o = &m->layers[x->layer];
     const asp_real *mid = asp_slot_at(s->plain.mid, x->layer);
     asp_status status = begin_rows(x, mid, last_only, o->ln2_w, o->ln2_b, context);
     copy_plain(x, x->x, mid, last_only);
-    const asp_gemm in = {.m = x->n_rows,
-                         .n = c->d_mlp,
-                         .k = c->d_model,
-                         .a = x->ln,
-                         .lda = c->d_model,
-                         .b = m->data + o->fc_w,
-                         .ldb = c->d_mlp,
-                         .c = x->mlp,
-                         .ldc = c->d_mlp,
-                         .epilogue = ASP_EPILOGUE_BIAS_ACT,
-                         .bias = asp_at_const(m->data, o->fc_b),
-                         .out2 = x->mlp,
-                         .activation = c->activation,
-                         .n_rows = x->n_rows,
-                         .k_block = m->k_block.model};
-    const asp_gemm out = {.m = x->n_rows,
-                          .n = c->d_model,
-                          .k = c->d_mlp,
-                          .a = x->mlp,
-                          .lda = c->d_mlp,
-                          .b = m->data + o->out_w,
-                          .ldb = c->d_model,
-                          .c = x->x,
-                          .ldc = c->d_model,
-                          .epilogue = ASP_EPILOGUE_RESIDUAL,
-                          .bias = asp_at_const(m->data, o->out_b),
-                          .residual = x->x,
-                          .n_rows = x->n_rows,
-                          .k_block = m->k_block.mlp};
-    if (!status) status = asp_gemm_run(&in, context);
-    return status ? status : asp_gemm_run(&out, context);
+    const asp_mlp_rows rows = {.model = m,
+                               .layer = x->layer,
+                               .n_tokens = x->n_rows,
+                               .n_rows = x->n_rows,
+                               .x = x->ln,
+                               .pre = x->mlp,
+                               .post = x->mlp,
+                               .out = x->x,
+                               .residual = x->x};
+    return status ? status : asp_nodes_mlp_output(&rows, context);
 }
 
 /* ---- the layers above ---------------------------------------------------------------------------------------- */

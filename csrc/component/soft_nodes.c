@@ -154,40 +154,18 @@ asp_status asp_soft_nodes_heads_backward(const asp_soft *p, int64_t layer, doubl
 asp_status asp_soft_nodes_mlp(const asp_soft *p, int64_t layer, const asp_context *context) {
     const asp_model *m = p->setting->model;
     const asp_config *c = &m->config;
-    const asp_layer_offsets *o = &m->layers[layer];
     const asp_soft_group group = group_of_mlp(p, layer);
-    const asp_gemm in = {.m = p->n_rows,
-                         .n = c->d_mlp,
-                         .k = c->d_model,
-                         .a = p->inputs,
-                         .lda = c->d_model,
-                         .b = m->data + o->fc_w,
-                         .ldb = c->d_mlp,
-                         .c = p->pre + layer * p->n_rows * c->d_mlp,
-                         .ldc = c->d_mlp,
-                         .epilogue = ASP_EPILOGUE_BIAS_ACT,
-                         .bias = asp_at_const(m->data, o->fc_b),
-                         .out2 = p->mlp,
-                         .activation = c->activation,
-                         .n_rows = p->n_tokens,
-                         .k_block = m->k_block.model};
-    const asp_gemm out = {.m = p->n_rows,
-                          .n = c->d_model,
-                          .k = c->d_mlp,
-                          .a = p->mlp,
-                          .lda = c->d_mlp,
-                          .b = m->data + o->out_w,
-                          .ldb = c->d_model,
-                          .c = p->changes + asp_nodes_mlp(c, layer) * p->n_rows * c->d_model,
-                          .ldc = c->d_model,
-                          .epilogue = ASP_EPILOGUE_BIAS,
-                          .bias = asp_at_const(m->data, o->out_b),
-                          .n_rows = p->n_tokens,
-                          .k_block = m->k_block.mlp};
+    const asp_mlp_rows rows = {.model = m,
+                               .layer = layer,
+                               .n_tokens = p->n_tokens,
+                               .n_rows = p->n_rows,
+                               .x = p->inputs,
+                               .pre = p->pre + layer * p->n_rows * c->d_mlp,
+                               .post = p->mlp,
+                               .out = p->changes + asp_nodes_mlp(c, layer) * p->n_rows * c->d_model};
     asp_status status = asp_soft_mix(p, &group, context);
     if (!status) status = asp_soft_norm(p, &group, 1, context);
-    if (!status) status = asp_gemm_run(&in, context);
-    if (!status) status = asp_gemm_run(&out, context);
+    if (!status) status = asp_nodes_mlp_output(&rows, context);
     return status ? status : asp_soft_take_change(p, layer, context);
 }
 

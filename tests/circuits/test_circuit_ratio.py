@@ -9,6 +9,8 @@ import pytest
 from fake_circuit import fake_circuit
 from oracle_curves import explained_effect, resamples
 
+from attnsparse.circuits import Ratio
+
 MORE = fake_circuit([0, 0.2, 0.5, 0.95, 0.8, 0.85, 0.92, 0.97, 1], spread=0.4, seed=1)
 FEWER = fake_circuit([0, 0.7, 0.93, 0.96, 1], spread=0.4, seed=2)
 
@@ -18,6 +20,10 @@ def test_ratio_of_what_is_needed():
     assert MORE.ratio_to(FEWER, by="stays").value == 6 / 2
     assert MORE.ratio_to(FEWER, 0.6).value == 3 / 1
     assert FEWER.ratio_to(MORE).value == 2 / 3
+
+
+def test_ratio_as_text():
+    assert str(Ratio(9.14, 7.75, math.inf)) == "9.1 [7.8, inf]"
 
 
 @pytest.mark.parametrize("by", ["first", "stays"])
