@@ -42,7 +42,7 @@ def frontier(
     ax : matplotlib.axes.Axes, optional
         Where to draw; None: a new figure.
     allowed : float, optional
-        A dashed line at so many nats, with their number at its left end.
+        A dashed line at so many nats, with their number at its right end.
     title : str, optional
         At most 160 characters a line are shown.
 

@@ -35,8 +35,8 @@ FRONTIER = "frontier.csv"
 MULTIPLIERS = (0.1, 0.6, 0.2, 0.05)  # of the last stage of the further twins, in the order of their training
 TRAINED = (("window", 16), ("top_k", 4), ("window", 4), ("min_weight", 0.1))
 RULES: dict[str, tuple[float, ...]] = {
-    "window": (1, 2, 4, 8, 16, 32, 64, 128, 256),
-    "top_k": (1, 2, 4, 8, 16, 32, 64, 128),
+    "window": (1, 2, 4, 8, 16, 32, 64, 128, 256, 320, 384, 448),
+    "top_k": (1, 2, 4, 8, 16, 32, 64, 128, 192, 256),
     "min_weight": (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001),
 }
 GATE, NONE = "gate", "none"  # of the column `sparse_by`, beside the names of RULES

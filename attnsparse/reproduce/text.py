@@ -1,7 +1,7 @@
 """The figures of running text: what sparsity costs, what the open edges are, and those of one paragraph.
 
 The texts are those that the recipe "text" learned from, read in place. Everything is measured on their
-held-out windows that steered nothing, with hard gates; no window is chosen by what it shows.
+held-out windows that steered no training, with hard gates; no window is chosen by what it shows.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _kinds(models: dict[str, Model], windows: np.ndarray) -> FigureFiles:
         f"{len(windows)} held-out windows; lines are standard errors over windows. Share of the sparse "
         f"model's edges and cost: {said}. An edge is of the first kind that fits: self, previous, 2-4 back, "
         "induction (the key follows an earlier occurrence of the query's token), same token, punctuation. "
-        "In the dense model every entry is an edge."
+        f"In the dense model, {models['dense'].name}, every entry is an edge."
     )
     return FigureFiles("text-kinds", _whole(ax), wrapped(words), {"kinds": table})
 
@@ -176,9 +176,9 @@ def _positions(models: dict[str, Model], windows: np.ndarray) -> FigureFiles:
     words = (
         f"Attention edges of all heads against the position of the query, on {len(windows)} held-out "
         f"windows, with bands of one standard error. The sparse model has {halves[0].mean():.1f} edges a "
-        f"token in the first half of the window and {halves[1].mean():.1f} in the second. The dense model "
-        "has one more in every head at every position, so shares of open entries are compared at one length "
-        "only."
+        f"token in the first half of the window and {halves[1].mean():.1f} in the second. The dense model, "
+        f"{models['dense'].name}, has one more in every head at every position, so shares of open entries "
+        "are compared at one length only."
     )
     return FigureFiles("text-positions", _whole(ax), wrapped(words), {"positions": table})
 
@@ -194,8 +194,9 @@ def _paragraph(models: dict[str, Model], tokens: np.ndarray) -> FigureFiles:
     words = (
         f"The first {len(tokens)} tokens of the first held-out window, from top to bottom, with attention "
         "edges as arcs from a token up to those that it attends to; dots are edges of a token to itself. "
-        f"Arcs are wider for more heads, darker for larger weights. Dense: the {len(tables[0]):,} entries "
-        f"above {DENSE_THRESHOLD:g}, all others not drawn. Sparse: all {len(tables[1]):,} open edges."
+        f"Arcs are wider for more heads, darker for larger weights. Dense ({models['dense'].name}): the "
+        f"{len(tables[0]):,} entries above {DENSE_THRESHOLD:g}, all others not drawn. Sparse: all "
+        f"{len(tables[1]):,} open edges."
     )
     return FigureFiles("text-edges", figure, wrapped(words), {"edges": pd.concat(tables, ignore_index=True)})
 

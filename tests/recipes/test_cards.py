@@ -14,7 +14,7 @@ from data_folder import data_file
 
 import attnsparse as asp
 from attnsparse.model.locate import MODELS_FOLDER
-from attnsparse.recipes import RECIPES, addition, cards, demo, text, transcoders
+from attnsparse.recipes import RECIPES, addition, cards, demo, text, text_frontier, transcoders
 from attnsparse.recipes.addition_evaluation import edge_threshold, evaluate, facts
 from attnsparse.recipes.demo_evaluation import Measured
 from attnsparse.recipes.text_evaluation import Mean
@@ -104,7 +104,7 @@ def test_text_cards(name):
             r"\| (\S+) \| ([\d,]+) \| ([\d,]+) \| `(\w+)` \|", card
         )
     ]
-    counts = {"tokens": r"trained on: ([\d,]+) tokens", "held_out": r"are held out: ([\d,]+) tokens"}
+    counts = {"tokens": r"training part: ([\d,]+) tokens", "held_out": r"are held out: ([\d,]+) tokens"}
     found = {what: integer(re.search(pattern, card)[1]) for what, pattern in counts.items()}
     rows = re.findall(r"\| ([a-z][^|]+) \| (-?[\d.]+) \| ([\d.]+) \|", card)
     measured = {what: Mean(float(value), float(error)) for what, value, error in rows}
@@ -121,6 +121,26 @@ def test_text_cards(name):
     assert again.cross_entropy == pytest.approx(measured["cross-entropy, nats per token"].value, abs=2e-3)
     edges = again.open_edges.sum() / windows.size
     assert edges == pytest.approx(measured["open edges per token"].value, rel=1e-2)
+
+
+def test_the_shipped_frontier():
+    """What the text pair is shipped for, and the same numbers as in the cards."""
+    table = pd.read_csv(MODELS_FOLDER / "text-sparse" / text_frontier.FRONTIER)
+    gates = table[table["sparse_by"] == text_frontier.GATE]
+    assert len(gates) >= 5
+    assert set(table.loc[table["trained"], "sparse_by"]) == {"none", "gate", *text_frontier.RULES}
+    assert set(table.loc[~table["trained"], "sparse_by"]) == set(text_frontier.RULES)
+    rows = {
+        "text-control": table.iloc[0],
+        "text-sparse": gates[gates["setting"] == text.Settings.fourth.multiplier].iloc[0],
+    }
+    for name, row in rows.items():
+        card = dict(re.findall(r"\| ([a-z][^|]+) \| (-?[\d.]+) \|", shipped(name)))
+        assert row["cross_entropy"] == pytest.approx(float(card["cross-entropy, nats per token"]), abs=1e-4)
+        assert row["edges_per_token"] == pytest.approx(float(card["open edges per token"]), abs=1e-3)
+    twin = rows["text-sparse"]
+    assert twin["above_control"] <= 0.03
+    assert twin["open_per_cent"] <= 0.5
 
 
 def test_every_template_is_used():

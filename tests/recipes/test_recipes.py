@@ -205,7 +205,7 @@ def test_the_shipped_demo_twins(name, monkeypatch):
     for task in map(
         partial(tasks.make_task, tokenizer=sparse.tokenizer, n=100, seed=5), demo_evaluation.MEASURED
     ):
-        assert tasks.top1(tasks.last_logits(sparse, task), task).mean() >= 0.95
+        assert tasks.top1(tasks.last_logits(sparse, task), task).mean() >= 0.96
 
 
 def test_the_opposite_of_large():
