@@ -86,7 +86,7 @@ def draw(circuits: Circuits, titles: Mapping[str, str] = TASKS) -> Figure:
                 ax.set_ylabel("")
                 ax.tick_params(labelleft=False)
     with styled():
-        effect_key(axes.ravel(), FRACTION)
+        effect_key(list(axes.flat), FRACTION)
     return figure
 
 
