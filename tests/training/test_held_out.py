@@ -10,6 +10,7 @@ import tiny_training as tiny
 
 import attnsparse as asp
 from attnsparse.errors import CheckpointError
+from attnsparse.training.checkpoint import checkpoint_name, checkpoint_steps
 from attnsparse.training.trainer import BEST, Trainer
 
 ROWS = np.random.default_rng(3).integers(0, 10, (6, 8)).astype(np.int32)
@@ -134,11 +135,41 @@ def test_the_best_dense_model_has_the_least_cross_entropy():
     assert run.best.ce == run.history()["held_out_ce"].min()
 
 
-def test_patience_ends_a_run():
-    run = trainer(40, patience=2, evaluate_every=2, lr=0.0, gate_bias=None, tau=100.0, slack=0.0)
-    run.train(progress=False)
-    assert run.step_count == 6  # the first is the best, and two follow
+STILL = {"evaluate_every": 2, "lr": 0.0, "gate_bias": None, "tau": 100.0, "slack": 0.0}  # the first is best
+
+
+def test_patience_ends_a_run_and_its_last_step_is_saved(tmp_path):
+    run = trainer(40, folder=tmp_path, patience=2, **STILL).train(progress=False)
+    assert run.step_count == 6  # two evaluations after the best one
     assert not run.finished
+    assert checkpoint_steps(tmp_path) == [6]
+    file = tmp_path / checkpoint_name(6)
+    assert asp.load(file).digest == run.model.digest
+    written = file.stat()
+    run.train(progress=False)
+    how = {"held_out": ROWS, "folder": tmp_path, "patience": 2}
+    resumed = Trainer.resume(tmp_path, tiny.data(), **how).train(progress=False)
+    assert run.step_count == resumed.step_count == 6
+    assert checkpoint_steps(tmp_path) == [6]
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+
+
+@pytest.mark.parametrize("k", [1, 4, 5])
+def test_a_resumed_run_ends_by_patience_with_the_same_bytes(tmp_path, k):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    trainer(40, folder=whole, patience=2, **STILL).train(progress=False)
+    first = trainer(40, folder=part, patience=2, **STILL).train(until=k, progress=False)
+    first.save(part / checkpoint_name(k))
+    how = {"held_out": ROWS, "folder": part, "patience": 2}
+    Trainer.resume(part, tiny.data(), **how).train(progress=False)
+    assert checkpoint_steps(part) == [k, 6]
+    assert (part / checkpoint_name(6)).read_bytes() == (whole / checkpoint_name(6)).read_bytes()
+
+
+def test_patience_counts_from_the_first_evaluation_within_the_limit():
+    run = trainer(8, patience=1, **{**STILL, "tau": 1e-3}).train(progress=False)
+    assert run.finished
+    assert run.best is None
 
 
 @pytest.mark.parametrize(
