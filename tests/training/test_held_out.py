@@ -11,6 +11,8 @@ import tiny_training as tiny
 import attnsparse as asp
 from attnsparse.errors import CheckpointError
 from attnsparse.training.checkpoint import checkpoint_name, checkpoint_steps
+from attnsparse.training.held_out import HeldOutResult
+from attnsparse.training.schedules import jump
 from attnsparse.training.trainer import BEST, Trainer
 
 ROWS = np.random.default_rng(3).integers(0, 10, (6, 8)).astype(np.int32)
@@ -81,7 +83,8 @@ def test_what_the_constraint_compares():
     assert np.isnan(measured[:4]).all()
     np.testing.assert_array_equal(measured[4:], [held[3]] * 4 + [held[7]])
     # nothing is random: the hard cross-entropy is that of evaluation, the one of training is not
-    still = {"lr": 0.0, "entry_dropout": 0.0, "head_dropout": 0.0, "mlp_out_dropout": 0.0, "gate_bias": None}
+    dropout = ("entry_dropout", "head_dropout", "attn_out_dropout", "mlp_out_dropout")
+    still = {"lr": 0.0, "gate_bias": None, **dict.fromkeys(dropout, 0.0)}
     run = Trainer(tiny.model(), tiny.data(), tiny.options(1, constraint="hard", **still))
     hard = constrained(run)[0]
     total = weight = 0.0
@@ -133,6 +136,26 @@ def test_the_best_dense_model_has_the_least_cross_entropy():
     ).train(progress=False)
     assert run.best is not None
     assert run.best.ce == run.history()["held_out_ce"].min()
+
+
+EDGES = {"constraint": "edges", "tau": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "found", "step"),
+    [
+        ({"tau": 2.0, "slack": 0.5}, [(4, 2.4, 30), (8, 2.6, 10), (12, 2.5, 20), (16, 2.0, 40)], 12),
+        ({"tau": 2.0, "slack": jump(1.0, 0.0, 0.5)}, [(16, 2.9, 15), (24, 2.1, 10), (28, 2.0, 20)], 16),
+        ({**EDGES, "edges_per_token": 20.0}, [(4, 2.6, 15), (8, 1.0, 21), (12, 2.5, 20), (16, 2.8, 5)], 12),
+        ({**EDGES, "edges_per_token": jump(30.0, 9.0, 0.5)}, [(16, 2.0, 25), (24, 1.0, 10), (28, 3, 9)], 16),
+        ({**EDGES, "edges_per_token": 20.0}, [(4, 1.0, 21), (8, 1.1, 30)], None),
+    ],
+    ids=["tau", "tau falls", "edges", "edges fall", "none"],
+)
+def test_the_best_of_a_gated_model_keeps_the_limit_of_its_step(options, found, step):
+    run = trainer(40, **options)
+    run._held_out.results = [HeldOutResult(*row, 0.0) for row in found]
+    assert (run.best and run.best.step) == step
 
 
 STILL = {"evaluate_every": 2, "lr": 0.0, "gate_bias": None, "tau": 100.0, "slack": 0.0}  # the first is best
