@@ -110,7 +110,9 @@ class TrainingOptions(Options):
         pass more. "held-out": that of the last evaluation, see `evaluate_every`. "edges": the open edges of
         the step for each token, against `edges_per_token`, in place of a largest cross-entropy.
     edges_per_token : float or schedule, optional
-        The number of open edges of all heads for each token that constraint="edges" aims at; above 0.
+        The number of open edges of all heads for each token that constraint="edges" aims at; above 0. It is
+        compared with the gates of the training step: with noise more of them are open than in evaluation,
+        above all at long contexts, so a small number needs gate_noise=False.
     evaluate_every : int, default 0
         Steps between two evaluations on the held-out sequences of the `Trainer`; 0: none.
 

@@ -47,8 +47,8 @@ class TextData:
         Share of each source in the sequences, which add up to 1 and are kept to the thousandth in every 1,000
         sequences. None: all sources are one text, so their shares are those of their lengths.
     order : {"epochs", "random"}, default "epochs"
-        "epochs": every window of a source once before one comes again, from a place of its own and in an
-        order of its own in each epoch. "random": windows at random places.
+        "epochs": over the steps, each micro-batch has every window of a source once before one comes again,
+        from a place of its own and in an order of its own in each epoch. "random": windows at random places.
     seed : int, default 0
         0..2^64-1.
 

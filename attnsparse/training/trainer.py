@@ -68,7 +68,7 @@ class Trainer:
         Where `train` saves ``step-NNNNNN.checkpoint.safetensors``. A folder belongs to one run; leftovers of
         a killed save are removed.
     checkpoint_every : int, default 0
-        Steps between two checkpoints; 0: only one at the end.
+        Steps between two checkpoints; 0: only one, after the last step or where `patience` ends the run.
     keep : int, default 2
         Number of checkpoints that are kept, the last ones.
     held_out : list of int arrays, or int array [n, T], optional
@@ -78,7 +78,8 @@ class Trainer:
     keep_best : bool, default False
         Keep the best evaluated model in the folder, as best.checkpoint.safetensors; see `best`.
     patience : int, default 0
-        `train` ends after so many evaluations without a new best one; 0: never.
+        `train` ends after so many evaluations without a new best one; 0: never. It does not end early while
+        there is no best one, as in a gated run of which no evaluation has kept the limit yet (see `best`).
     comm : mpi4py.MPI.Intracomm, optional
         Such as ``MPI.COMM_WORLD``. `options.parts` must be at least its size. None: one process.
     **settings
@@ -292,22 +293,22 @@ class Trainer:
         progress = progress if self._processes.rank == 0 else False
         bar_of = progress_bar(progress, until, self.model.name or "training", "step", self.step_count)
         with self._turn, self._processes.held(), bar_of as bar:
-            while self.step_count < until and not self._out_of_patience():
+            while self.step_count < until and not self._over():
                 result = self.step()
                 self._evaluate_if_due()
-                done = self.step_count
-                due = self._checkpoint_every and done % self._checkpoint_every == 0
-                if self._folder is not None and (due or done == self.options.steps):
-                    self.save(self._folder / state.checkpoint_name(done))
+                due = self._checkpoint_every and self.step_count % self._checkpoint_every == 0
+                if self._folder is not None and (due or self._over()):
+                    self.save(self._folder / state.checkpoint_name(self.step_count))
                     self._processes.by_first(self._remove_old)
                 if bar is not None:
                     bar.update()
                     bar.set_postfix_str(progress_text(result, self.model.config.gated), refresh=False)
         return self
 
-    def _out_of_patience(self) -> bool:
-        if not self._patience or self._held_out is None:
-            return False
+    def _over(self) -> bool:
+        """Whether all steps are done or `patience` has run out."""
+        if self.finished or not self._patience or self._held_out is None:
+            return self.finished
         return self._held_out.without_a_new_best(*self._judged()) >= self._patience
 
     def history(self) -> pd.DataFrame:
@@ -327,9 +328,8 @@ class Trainer:
         """
         import pandas as pd
 
-        table: pd.DataFrame = pd.DataFrame(
-            self._history.rows(self._evaluations()), columns=list(History.columns)
-        )
+        rows = self._history.rows(self._evaluations())
+        table: pd.DataFrame = pd.DataFrame(rows, columns=list(History.columns))
         return table
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -371,14 +371,13 @@ class Trainer:
             "multiplier": self._engine.multiplier,
             "ema": None if math.isnan(self._engine.ema) else self._engine.ema,
         }
-        if self._held_out is not None:
-            meta["held_out"] = self._held_out.digest
         tensors: dict[str, np.ndarray] = {}
         for name, weights in self.model.parameters().items():
             first, second = (m.reshape(weights.shape) for m in self._processes.moments(self._engine, name))
             tensors |= {f"weight/{name}": weights, f"adam.m/{name}": first, f"adam.v/{name}": second}
         tensors["history"] = self._history.array()
         if self._held_out is not None:
+            meta["held_out"] = self._held_out.digest
             tensors["held_out"] = np.array(self._held_out.results, np.float64).reshape(-1, FIELDS)
         write_atomic(path.parent / HISTORY, [self._history.text(self._evaluations())])
         write_bundle(path, state.SCHEMA, meta, tensors)

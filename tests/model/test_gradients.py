@@ -311,6 +311,27 @@ def test_five_training_steps_in_double(name):
             assert engine.gradient_error(moment, expected) < CLOSE, n
 
 
+@pytest.mark.parametrize("name", ["dense", "dropout"])
+def test_directional_differences_of_a_training_step(name):
+    """Masks are a function of seed and step, so the loss of one step is smooth in the weights."""
+    config = oracle.full_config()
+    weights = engine.rounded_model(2, config)
+    micro = engine.micro_batches(0, config, dtype="float64")
+    arguments = engine.step_arguments(ot.Options(lr=0.0, beta1=0.0, seed=2**40 + 7, **TRAINING[name][1]))
+    rng = np.random.default_rng(7)
+    direction = {n: rng.standard_normal(value.shape) for n, value in weights.items()}
+
+    def step(distance):
+        moved = {n: value + distance * direction[n] for n, value in weights.items()}
+        trainer = _core64.Trainer(build(config, moved, "float64")._core)
+        return trainer.step(micro, **arguments)["loss"], trainer
+
+    trainer = step(0.0)[1]  # its first moments are the gradients
+    expected = sum((trainer.moments(n)[0] * direction[n]).sum() for n in weights)
+    slope = (step(1e-6)[0] - step(-1e-6)[0]) / 2e-6
+    assert slope == pytest.approx(expected, rel=1e-6, abs=1e-7)
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_one_training_step_on_long_sequences(gated):
     config = oracle.full_config(gated=gated, n_ctx=140, n_head=3, d_model=21, d_head=7, n_vocab=41)

@@ -103,7 +103,10 @@ def test_straight_through_gradient_at_evaluation(name):
     assert np.abs(found["h.0.attn.c_attn.weight"] - without).max() > 1e-4
 
 
-def training_case(gated=True, seed=4):
+DROPOUT = ((0.2, 0.3), (0.5, 0.0), (0.0, 0.1), (0.1, 0.0))  # two layers' rates of each of ot.DROPPED
+
+
+def training_case(gated=True, dropout=(), seed=4):
     """Two micro-batches of unequal weight; per-layer gate bias and edge weight."""
     rng = np.random.default_rng(seed)
     config = oracle.full_config(gated=gated, tied=False)
@@ -114,13 +117,14 @@ def training_case(gated=True, seed=4):
         tokens, targets = rng.integers(0, config["n_vocab"], (2, n))
         token_weight = rng.integers(0, 3, n).astype(np.float32)
         micro.append((tokens, np.cumsum((0, *lengths)), targets, token_weight))
-    options = ot.Options(seed=12345, gate_bias=(0.3, -0.1), edge_weight=(1.0, 2.5), tau=1.0)
+    options = ot.Options(seed=12345, gate_bias=(0.3, -0.1), edge_weight=(1.0, 2.5), tau=1.0, dropout=dropout)
     return config, weights, micro, options
 
 
+@pytest.mark.parametrize("dropout", [(), DROPOUT], ids=["whole", "dropout"])
 @pytest.mark.parametrize("gated", [True, False])
-def test_training_gradients(gated, monkeypatch):
-    config, weights, micro, options = training_case(gated)
+def test_training_gradients(gated, dropout, monkeypatch):
+    config, weights, micro, options = training_case(gated, dropout)
     _, found = ot.loss_and_gradients(config, weights, micro, options, step=3, multiplier=1.7)
     start = {}
     monkeypatch.setattr(ot, "noisy_gate", lambda noise: smooth_gate(noise, start))
@@ -134,6 +138,24 @@ def test_training_gradients(gated, monkeypatch):
 
 
 # ------------------------------------------------------------------------ the judge can say no
+
+
+@pytest.mark.parametrize("name", ["pattern", "attn_out", "mlp_out"])
+def test_a_mask_that_the_gradient_forgets_is_detected(name, monkeypatch):
+    config, weights, micro, options = training_case(False, DROPOUT)
+    right = ot.backward
+
+    def forgetful(*arguments, thin, **others):
+        return right(*arguments, thin=thin | {name: np.ones_like(thin[name])}, **others)
+
+    def loss(changed):
+        return ot.loss_and_gradients(config, changed, micro, options)[0]["loss"]
+
+    for backward, wrong in ((right, False), (forgetful, True)):
+        monkeypatch.setattr(ot, "backward", backward)
+        _, found = ot.loss_and_gradients(config, weights, micro, options)
+        error = parameter_error(config, weights, found, np.random.default_rng(5), loss=loss)
+        assert (error > 1e-2) == wrong
 
 
 def test_a_wrong_sign_is_detected(monkeypatch):

@@ -52,6 +52,7 @@ def options(steps: int, **changes: Any) -> TrainingOptions:
         "weight_decay": 0.1,
         "entry_dropout": 0.05,
         "head_dropout": schedules.jump(0.2, 0.0, 0.6),
+        "attn_out_dropout": 0.05,
         "mlp_out_dropout": 0.05,
         "tau": 2.0,
         "slack": schedules.linear(0.3, 0.0, 0.0, 0.5),

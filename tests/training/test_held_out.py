@@ -10,6 +10,9 @@ import tiny_training as tiny
 
 import attnsparse as asp
 from attnsparse.errors import CheckpointError
+from attnsparse.training.checkpoint import checkpoint_name, checkpoint_steps
+from attnsparse.training.held_out import HeldOutResult
+from attnsparse.training.schedules import jump
 from attnsparse.training.trainer import BEST, Trainer
 
 ROWS = np.random.default_rng(3).integers(0, 10, (6, 8)).astype(np.int32)
@@ -80,7 +83,8 @@ def test_what_the_constraint_compares():
     assert np.isnan(measured[:4]).all()
     np.testing.assert_array_equal(measured[4:], [held[3]] * 4 + [held[7]])
     # nothing is random: the hard cross-entropy is that of evaluation, the one of training is not
-    still = {"lr": 0.0, "entry_dropout": 0.0, "head_dropout": 0.0, "mlp_out_dropout": 0.0, "gate_bias": None}
+    dropout = ("entry_dropout", "head_dropout", "attn_out_dropout", "mlp_out_dropout")
+    still = {"lr": 0.0, "gate_bias": None, **dict.fromkeys(dropout, 0.0)}
     run = Trainer(tiny.model(), tiny.data(), tiny.options(1, constraint="hard", **still))
     hard = constrained(run)[0]
     total = weight = 0.0
@@ -134,11 +138,61 @@ def test_the_best_dense_model_has_the_least_cross_entropy():
     assert run.best.ce == run.history()["held_out_ce"].min()
 
 
-def test_patience_ends_a_run():
-    run = trainer(40, patience=2, evaluate_every=2, lr=0.0, gate_bias=None, tau=100.0, slack=0.0)
-    run.train(progress=False)
-    assert run.step_count == 6  # the first is the best, and two follow
+EDGES = {"constraint": "edges", "tau": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "found", "step"),
+    [
+        ({"tau": 2.0, "slack": 0.5}, [(4, 2.4, 30), (8, 2.6, 10), (12, 2.5, 20), (16, 2.0, 40)], 12),
+        ({"tau": 2.0, "slack": jump(1.0, 0.0, 0.5)}, [(16, 2.9, 15), (24, 2.1, 10), (28, 2.0, 20)], 16),
+        ({**EDGES, "edges_per_token": 20.0}, [(4, 2.6, 15), (8, 1.0, 21), (12, 2.5, 20), (16, 2.8, 5)], 12),
+        ({**EDGES, "edges_per_token": jump(30.0, 9.0, 0.5)}, [(16, 2.0, 25), (24, 1.0, 10), (28, 3, 9)], 16),
+        ({**EDGES, "edges_per_token": 20.0}, [(4, 1.0, 21), (8, 1.1, 30)], None),
+    ],
+    ids=["tau", "tau falls", "edges", "edges fall", "none"],
+)
+def test_the_best_of_a_gated_model_keeps_the_limit_of_its_step(options, found, step):
+    run = trainer(40, **options)
+    run._held_out.results = [HeldOutResult(*row, 0.0) for row in found]
+    assert (run.best and run.best.step) == step
+
+
+STILL = {"evaluate_every": 2, "lr": 0.0, "gate_bias": None, "tau": 100.0, "slack": 0.0}  # the first is best
+
+
+def test_patience_ends_a_run_and_its_last_step_is_saved(tmp_path):
+    run = trainer(40, folder=tmp_path, patience=2, **STILL).train(progress=False)
+    assert run.step_count == 6  # two evaluations after the best one
     assert not run.finished
+    assert checkpoint_steps(tmp_path) == [6]
+    file = tmp_path / checkpoint_name(6)
+    assert asp.load(file).digest == run.model.digest
+    written = file.stat()
+    run.train(progress=False)
+    how = {"held_out": ROWS, "folder": tmp_path, "patience": 2}
+    resumed = Trainer.resume(tmp_path, tiny.data(), **how).train(progress=False)
+    assert run.step_count == resumed.step_count == 6
+    assert checkpoint_steps(tmp_path) == [6]
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+
+
+@pytest.mark.parametrize("k", [1, 4, 5])
+def test_a_resumed_run_ends_by_patience_with_the_same_bytes(tmp_path, k):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    trainer(40, folder=whole, patience=2, **STILL).train(progress=False)
+    first = trainer(40, folder=part, patience=2, **STILL).train(until=k, progress=False)
+    first.save(part / checkpoint_name(k))
+    how = {"held_out": ROWS, "folder": part, "patience": 2}
+    Trainer.resume(part, tiny.data(), **how).train(progress=False)
+    assert checkpoint_steps(part) == [k, 6]
+    assert (part / checkpoint_name(6)).read_bytes() == (whole / checkpoint_name(6)).read_bytes()
+
+
+def test_patience_counts_from_the_first_evaluation_within_the_limit():
+    run = trainer(8, patience=1, **{**STILL, "tau": 1e-3}).train(progress=False)
+    assert run.finished
+    assert run.best is None
 
 
 @pytest.mark.parametrize(
