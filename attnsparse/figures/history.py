@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypeAlias
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 
 from ..items import shortened
 from .style import BLUE, DARK, GREY, ORANGE, check_axes, new_axes, styled
@@ -131,8 +132,17 @@ def _draw_panel(panel: Axes, history: pd.DataFrame, lines: Lines, label: str, lo
             markevery=len(found) // _DOTS + 1, label="held-out" if name == held_out[0] else "_held-out",
         )  # fmt: skip
     if log:
-        panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(numticks=6))  # the default names every third decade
+        _log_axis(panel)
     panel.set_ylabel(label)
     panel.grid(color="#ececec", linewidth=0.5)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _log_axis(panel: Axes) -> None:
+    """Name as many numbers as fit the height of a panel."""
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(numticks=6))  # the default names every third decade
+    low, high = panel.get_ylim()
+    if 5 * low < high < 100 * low:  # few powers of ten, or one; the default's 2, 3, 4 and 6 would touch
+        panel.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        panel.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import matplotlib as mpl
 
 mpl.use("Agg")
@@ -102,6 +104,20 @@ def test_every_power_of_ten_of_the_edges_is_named(history):
     panel = figures.training_history(history.drop(columns=HELD_OUT)).child_axes[2]
     low, high = panel.get_ylim()
     assert [tick for tick in panel.get_yticks() if low <= tick <= high] == [10, 100, 1000, 10_000]
+
+
+@pytest.mark.parametrize("lowest", [0.4, 0.15, 0.06, 0.025, 0.006, 1e-5])
+def test_names_of_a_logarithmic_axis_do_not_touch(history, lowest):
+    history["multiplier"] = np.geomspace(0.7, lowest, len(history))
+    ax = figures.training_history(history)
+    ax.figure.canvas.draw()
+    axis = ax.child_axes[-1].yaxis
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    low, high = sorted(axis.get_view_interval())
+    names = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+    boxes = sorted((name.get_window_extent().extents for name in names), key=lambda box: box[1])
+    assert len(boxes) >= 2
+    assert all(below[3] <= above[1] for below, above in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("columns", [["loss", "ce"], ["step", "seconds"], []])
