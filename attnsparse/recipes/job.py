@@ -163,7 +163,6 @@ def write_history(folder: Path, history: pd.DataFrame, target: float | None = No
     target: the cross-entropy that training aimed at, drawn as a line.
     """
     write_csv(folder / "history.csv", history)
-    dense = history["tau"].isna().all()  # whose loss is its cross-entropy
-    axes = figures.training_history(history.drop(columns="loss") if dense else history, target=target)
+    axes = figures.training_history(history, target=target)
     figures.save(axes, folder / "history", ("png",), dpi=100)
     plt.close(axes.figure.figure)

@@ -86,4 +86,9 @@ class History:
 def progress_text(result: dict[str, Any], gated: bool) -> str:
     """A step's result in a few words."""
     text = f"ce {result['ce']:.4f}"
-    return text + f", open {100 * result['open_edges']:.2f} %" if gated else text
+    if not gated:
+        return text
+    edges, share = result["edges_per_token"], f"{100 * result['open_edges']:.2f} %"
+    if math.isnan(edges):  # a step of a checkpoint that kept the share alone
+        return f"{text}, open {share}"
+    return f"{text}, {edges:.1f} edges per token ({share})"

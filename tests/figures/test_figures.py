@@ -407,51 +407,6 @@ def test_models_of_other_sequences(adder, model):
         figures.addition_figure(adder, model)
 
 
-# ------------------------------------------------------------------------------- training history
-
-
-@pytest.fixture
-def history():
-    steps = np.arange(5)
-    falling = 1.0 / (steps + 1)
-    columns = {"step": steps, "loss": falling, "ce": 2 * falling, "multiplier": falling / 4}
-    columns |= {
-        "expected_edges": falling / 2,
-        "open_edges": falling / 3,
-        "grad_norm": falling,
-        "seconds": falling,
-    }
-    return pd.DataFrame(columns)
-
-
-def test_history_shows_every_curve(history):
-    ax = figures.training_history(history, target=0.5)
-    shown = [[line.get_label() for line in panel.lines] for panel in ax.child_axes]
-    assert shown == [["loss", "cross-entropy", "target"], ["expected", "open"], ["multiplier"]]
-    columns = [["loss", "ce"], ["expected_edges", "open_edges"], ["multiplier"]]
-    for panel, names in zip(ax.child_axes, columns, strict=True):
-        for line, name in zip(panel.lines, names, strict=False):
-            np.testing.assert_array_equal(line.get_xdata(), history["step"])
-            np.testing.assert_array_equal(line.get_ydata(), history[name])
-    assert [panel.get_yscale() for panel in ax.child_axes] == ["linear", "log", "log"]
-    assert list(ax.child_axes[0].lines[2].get_ydata()) == [0.5, 0.5]
-
-
-def test_history_of_a_dense_model_shows_its_loss_alone(history):
-    history[["expected_edges", "open_edges", "multiplier"]] = np.nan
-    ax = figures.training_history(history)
-    assert [[line.get_label() for line in panel.lines] for panel in ax.child_axes] == [
-        ["loss", "cross-entropy"]
-    ]
-    assert len(figures.training_history(history[["step", "loss"]]).child_axes) == 1
-
-
-@pytest.mark.parametrize("columns", [["loss", "ce"], ["step", "seconds"], []])
-def test_history_without_anything_to_show(history, columns):
-    with pytest.raises(ValueError, match="history"):
-        figures.training_history(history[columns])
-
-
 # ----------------------------------------------------------------------------------------- saving
 
 DRAW = """

@@ -25,7 +25,7 @@ from attnsparse.io.bundle import write_bundle
 from attnsparse.training import schedules
 from attnsparse.training.checkpoint import SCHEMA, checkpoint_name, checkpoint_steps, last_checkpoint
 from attnsparse.training.data import SequenceData, TokenData
-from attnsparse.training.history import HISTORY
+from attnsparse.training.history import HISTORY, progress_text
 from attnsparse.training.options import TrainingOptions
 from attnsparse.training.trainer import Trainer
 
@@ -241,7 +241,9 @@ def test_history_and_results():
     assert history.iloc[:, :13].notna().all().all()
     assert history.iloc[:, 13:].isna().all().all()
     assert trainer.finished
-    assert "step 6 of 6" in repr(trainer)
+    last = history.iloc[-1]
+    edges = f"{last.edges_per_token:.1f} edges per token ({100 * last.open_edges:.2f} %)"
+    assert repr(trainer) == f"Trainer(tiny, gated, step 6 of 6, ce {last.ce:.4f}, {edges})"
     with pytest.raises(ValueError, match="all 6 steps are done"):
         trainer.step()
 
@@ -256,6 +258,19 @@ def test_progress_is_shown_on_demand_only(capsys):
     assert capsys.readouterr().err == ""
     Trainer(tiny.model(), tiny.data(), tiny.options(3)).train(progress=True)
     assert "tiny: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("edges", "gated", "text"),
+    [
+        (61.23, True, "ce 3.2134, 61.2 edges per token (0.50 %)"),
+        (float("nan"), True, "ce 3.2134, open 0.50 %"),  # of a checkpoint of before edges were counted
+        (61.23, False, "ce 3.2134"),
+    ],
+)
+def test_progress_names_edges_of_gated_models(edges, gated, text):
+    result = {"ce": 3.21341, "open_edges": 0.005, "edges_per_token": edges}
+    assert progress_text(result, gated) == text
 
 
 def test_divergence_changes_nothing():
