@@ -152,7 +152,7 @@ RECIPES = {
         Recipe(
             "text-frontier",
             "the same, and cross-entropy against edges per token: twins of other multipliers, attention that "
-            "is sparse by a rule; with --resume into a finished run of text; about four hours",
+            "is sparse by a rule; with --resume into a finished run of text; about five hours",
             ("text-dense", "text-control", "text-sparse"),
             ".text_frontier",
             needs_corpus=True,

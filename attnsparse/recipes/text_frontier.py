@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FRONTIER = "frontier.csv"
 MULTIPLIERS = (0.1, 0.6, 0.2, 0.05)  # of the last stage of the further twins, in the order of their training
-TRAINED = (("window", 16), ("top_k", 4), ("window", 4), ("min_weight", 0.1))
+TRAINED = (("window", 16), ("top_k", 4), ("min_weight", 0.1), ("top_k", 2), ("min_weight", 0.02))
 RULES: dict[str, tuple[float, ...]] = {
     "window": (1, 2, 4, 8, 16, 32, 64, 128, 256, 320, 384, 448),
     "top_k": (1, 2, 4, 8, 16, 32, 64, 128, 192, 256),
