@@ -61,11 +61,11 @@ def curve_limits(curves: Iterable[np.ndarray]) -> tuple[float, float]:
     return float(low) - 0.08, float(high) + 0.22
 
 
-def draw_key(ax: Axes, marks: Sequence[Line2D]) -> None:
-    """What marks mean that have no name of their own, in small type above the axes."""
+def draw_key(ax: Axes, marks: Sequence[Line2D], gap: float = 1.2) -> None:
+    """What marks mean that have no name of their own, in small type `gap` points above the axes."""
     ax.legend(
         handles=list(marks), loc="lower left", bbox_to_anchor=(0, 1), ncols=len(marks), frameon=False,
-        fontsize=6, borderaxespad=0.2, handlelength=1.6, handletextpad=0.5, columnspacing=1.2,
+        fontsize=6, borderaxespad=gap / 6, handlelength=1.6, handletextpad=0.5, columnspacing=1.2,
     )  # fmt: skip
 
 

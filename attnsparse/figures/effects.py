@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _AXIS_LABELS = {"head": "heads kept", "edge": "attention edges kept"}
 _ABOVE_KEY = 14  # points from the axes to a title
+_ABOVE_TITLE = 16  # points from the axes to a key
 
 
 def effect_curves(
@@ -133,9 +134,14 @@ def effect_curves(
 
 
 def effect_key(axes: Sequence[Axes], fraction: float) -> None:
-    """Say above the first axes what dots and dotted lines mean that any of the axes has."""
+    """Say above the first axes what dots and dotted lines mean that any of the axes has.
+
+    Of several axes the key is above their titles, of one below its title.
+    """
     marks = _marks({str(line.get_label()) for ax in axes for line in ax.lines}, fraction)
-    if marks:
+    if marks and len(axes) > 1:
+        draw_key(axes[0], marks, _ABOVE_TITLE)
+    elif marks:
         draw_key(axes[0], marks)
         axes[0].set_title(axes[0].get_title(), pad=_ABOVE_KEY, **PLAIN_TEXT)
 

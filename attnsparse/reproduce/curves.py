@@ -38,6 +38,7 @@ TASKS = {
 UNITS = ("head", "edge")
 ABLATIONS = {"zero": "", "mean": "-mean"}  # ends of the figures' names
 WITH_CONTROL = "zero"
+_KEY = 0.16  # inches
 MOST_ITEMS = 200  # rows of a circuit in the table of items
 
 Circuits = Mapping[tuple[str, str], "dict[str, Circuit]"]  # (task, unit) -> role -> circuit
@@ -73,9 +74,9 @@ def draw(circuits: Circuits, titles: Mapping[str, str] = TASKS) -> Figure:
     limits = effect_limits(circuit for by_role in circuits.values() for circuit in by_role.values())
     with styled():
         figure, axes = plt.subplots(
-            len(UNITS), len(titles), figsize=(2.15 * len(titles), 2.05 * len(UNITS)), squeeze=False
+            len(UNITS), len(titles), figsize=(2.15 * len(titles), 2.05 * len(UNITS) + _KEY), squeeze=False
         )
-        figure.subplots_adjust(left=0.055, right=0.995, top=0.94, bottom=0.09, wspace=0.09, hspace=0.34)
+        figure.subplots_adjust(left=0.055, right=0.995, top=0.90, bottom=0.087, wspace=0.09, hspace=0.34)
     letters = iter(string.ascii_lowercase)
     for row, unit in zip(axes, UNITS):
         for ax, (task, title) in zip(row, titles.items()):
