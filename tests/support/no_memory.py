@@ -6,15 +6,15 @@ import re
 
 AMOUNT = r"(?!0\.?0* )[0-9][0-9.,]* (?:bytes?|[kMGT]i?B)"
 RUNS = (
-    r"(Model\.(run|generate)|Run\.|Gradients\.|effects\.|circuits\.|Component(Circuit|Scores)\.|"
-    r"Transcoders\.|_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+    r"(Model\.(run|generate|evaluate)|Run\.|Gradients\.|effects\.|circuits\.|(Component|Node)(Circuit|Scores)\.|"
+    r"Transcoders\.|Graph\.check|_core\.(Model|Run|Circuit)|asp\.|cache\.)"
 )
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = (
     r"(asp\.find_circuit|effects\.|Run\.to_html|circuits\.(entry_effects|table)|_core\.(Model|Circuit))"
 )
 COMPONENTS = (
-    r"(circuits\.(component|node)_|_core\.Model\.component_|_core\.component_|"
+    r"(circuits\.((component|node)_|table)|_core\.Model\.component_|_core\.component_|"
     r"(Component|Node)(Circuit|Scores)\.)"
 )
 PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
@@ -35,13 +35,14 @@ SENTENCES = {
     r"no memory for the open edges of a run; raise edge_threshold to keep fewer": RUNS,
     rf"generating \d+ texts? needs {AMOUNT}, which could not be allocated":
         r"((_core\.)?Model\.generate|Transcoders\.steer)",
-    r"no memory for the norms of a run": r"(_core\.)?Run\.(value_norms|to_html)",
-    r"no memory for \d+ scores": r"(_core\.)?Run\.(entry_scores|to_html)",
+    r"no memory for the norms of a run": r"(_core\.)?Run\.(value_norms|to_html|open_edges|heads)",
+    r"no memory for \d+ scores": r"(_core\.)?Run\.(entry_scores|to_html|open_edges|heads)",
     r"no memory for gradients": r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",
     rf"these gradients need {AMOUNT}, which could not be allocated":
         r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",
     rf"forward and backward of \d+ tokens need {AMOUNT}, which could not be allocated; use smaller batches":
-        r"(Model\.|Gradients\.|effects\.|circuits\.|Component(Circuit|Scores)\.|_core\.|asp\.|Transcoders\.)",
+        r"(Model\.|Gradients\.|effects\.|circuits\.|(Component|Node)(Circuit|Scores)\.|_core\.|asp\.|Transcoders\.|"
+        r"Trainer\.)",
     r"no memory for (interventions|what is frozen)": RUNS,
     r"no memory to steer features": r"(Transcoders\.steer|_core\.Model\.(run|generate))",
     r"no memory for \d+ variants": r"(effects\.|Run\.to_html|circuits\.entry_effects|_core\.|asp\.)",
